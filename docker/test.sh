@@ -1,0 +1,145 @@
+#!/usr/bin/env bash
+# Runs every check that a change must pass; continuous integration runs exactly this.
+set -euo pipefail
+exec </dev/null # nothing here may wait for an answer
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=docker/lib.sh
+. docker/lib.sh
+
+usage() {
+    cat <<'TEXT'
+usage: docker/test.sh [--fast] [--matrix] [-- ARGS FOR CARGO TEST]
+
+  --fast      only the tests: installs nothing, no formatting, lint or documentation checks
+  --matrix    the tests on RabbitMQ 3.10, 4.0 and 4.3, not on the pinned version only
+  -h, --help  this text
+
+The tests start RabbitMQ in containers. The image is the one named in producer/src/rabbitmq-image,
+or in FOREBAY_RABBITMQ_IMAGE. As root on Debian or Ubuntu, what is missing is installed.
+
+  docker/test.sh --fast -- -p forebay-worker retry     one crate, tests with "retry" in the name
+TEXT
+}
+
+main() {
+    local fast='' matrix=''
+    while [ $# -gt 0 ]; do
+        case $1 in
+            --fast) fast=1 ;;
+            --matrix) matrix=1 ;;
+            -h | --help) usage; exit ;;
+            --) shift; break ;;
+            *) die "unknown option '$1'" "see docker/test.sh --help; arguments for cargo test go after --" ;;
+        esac
+        shift
+    done
+    local images=("${FOREBAY_RABBITMQ_IMAGE:-$(<producer/src/rabbitmq-image)}")
+    if [ "$matrix" ]; then
+        images=(rabbitmq:3.10-management rabbitmq:4.0-management rabbitmq:4.3-management)
+        unset AMQP_URL # it would put one broker in place of all of them
+    fi
+
+    # cargo ignores --package beside --workspace.
+    local scope=(--workspace)
+    case " $* " in *" -p "* | *" --package"*) scope=() ;; esac
+
+    log=$(mktemp)
+    trap finish EXIT
+    [ "$fast" ] || step "install what the tests need" install_needs
+    step "docker" ensure_docker
+    local image
+    for image in "${images[@]}"; do
+        step "image $image" docker/rabbitmq/obtain.sh "$image"
+    done
+    choose_python
+    if [ -z "$fast" ]; then
+        step "format" cargo fmt --all --check
+        step "lint" cargo clippy --workspace --all-targets --all-features --locked -- -D warnings
+        step "documentation" documentation
+        step "dependencies" dependencies
+    fi
+    local targets=()
+    for image in "${images[@]}"; do
+        step "tests on $image" run_tests "$image" "${scope[@]}" "${targets[@]}" "$@"
+        targets=(--tests) # documentation examples do not depend on the broker's version
+    done
+}
+
+# step NAME COMMAND...: a heading, the command, and a line for the summary. Failing ends the script.
+step() {
+    current=$1
+    local started=$SECONDS
+    printf '\n==> %s\n' "$current"
+    "${@:2}"
+    summary+=("$(printf '%5ss  %s' $((SECONDS - started)) "$current")")
+    printf '<== %s: %ss\n' "$current" $((SECONDS - started))
+    current=''
+}
+
+install_needs() {
+    command -v cargo >/dev/null || die "cargo is not on the PATH" "install Rust: https://rustup.rs"
+    command -v cc >/dev/null || apt_install gcc libc6-dev
+    command -v pkg-config >/dev/null || apt_install pkg-config
+    # The tests of what other languages see publish and consume with pika.
+    python_with_pika >/dev/null || apt_install python3 python3-pika
+}
+
+# The python3 on the PATH may be another one than Debian's, without Debian's python3-pika.
+python_with_pika() {
+    local python
+    for python in "${FOREBAY_PYTHON:-}" python3 /usr/bin/python3; do
+        if [ -n "$python" ] && "$python" -c 'import pika' 2>/dev/null; then
+            echo "$python"
+            return
+        fi
+    done
+    return 1
+}
+
+choose_python() {
+    FOREBAY_PYTHON=$(python_with_pika) ||
+        die "no python3 here can import pika" "run docker/test.sh without --fast as root, or: pip install pika"
+    export FOREBAY_PYTHON
+}
+
+documentation() { RUSTDOCFLAGS="-D warnings" cargo doc --workspace --all-features --no-deps --locked; }
+
+dependencies() {
+    if cargo deny --version >/dev/null 2>&1; then
+        cargo deny check bans licenses sources
+    else
+        echo "skipped: cargo-deny is not installed (cargo install cargo-deny)"
+    fi
+}
+
+# run_tests IMAGE ARGS FOR CARGO TEST...
+run_tests() {
+    remove_containers # a shared broker of another version would be taken for this one's
+    FOREBAY_RABBITMQ_IMAGE=$1 cargo test --all-features --locked "${@:2}" 2>&1 | tee "$log"
+    awk '/^test result:/ { passed += $4; failed += $6; ignored += $8 }
+         END { printf "%d passed, %d failed, %d skipped\n", passed, failed, ignored }' "$log"
+}
+
+# The tests share one broker and cannot know which of them is the last, so it is removed here.
+remove_containers() {
+    local containers
+    containers=$(docker ps --all --quiet --filter label=forebay.test 2>/dev/null) || return 0
+    # shellcheck disable=SC2086 # one word for each container
+    [ -z "$containers" ] || docker rm --force --volumes $containers >/dev/null
+}
+
+finish() {
+    local status=$?
+    remove_containers || say "some test containers are still there: docker ps --filter label=forebay.test"
+    rm -f "$log"
+    printf '\n'
+    [ ${#summary[@]} -eq 0 ] || printf '%s\n' "${summary[@]}"
+    if [ $status -eq 0 ]; then
+        printf 'all checks passed in %ss\n' "$SECONDS"
+    else
+        printf 'failed: %s (the reason is above)\n' "${current:-docker/test.sh}"
+    fi
+}
+
+summary=() current='' log=''
+main "$@"
