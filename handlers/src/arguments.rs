@@ -1,0 +1,136 @@
+//! The command line of `forebay-run`.
+//! In: arguments and the environment. Out: [`Arguments`], and what of them comes before the
+//! manifest.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, Parser, ValueEnum};
+use forebay_handlers::app::Overrides;
+use forebay_worker::Declare;
+
+const EXAMPLES: &str = "\
+Examples:
+  forebay-run                              work as ./forebay.toml says
+  forebay-run --check                      look whether it would work, and change nothing
+  forebay-run -c /etc/shop.toml -q mail    consume queue `mail` only
+  forebay-run --log debug,lapin=off        tell more
+
+Signals:
+  TERM, INT   finish the running jobs (within `grace`), then end; a second one ends at once
+  USR1        log what is running
+
+Exit codes:
+  0  drained, or nothing wrong (--check)
+  1  jobs were stopped unfinished, or the worker ended by itself
+  2  wrong arguments or a wrong manifest; everything wrong is listed
+  3  the broker refused us";
+
+/// Runs the functions of a forebay.toml for the jobs on RabbitMQ.
+#[derive(Debug, Parser)]
+#[command(name = "forebay-run", version, after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    /// The manifest.
+    #[arg(short, long, value_name = "FILE", default_value = "forebay.toml")]
+    pub(crate) config: PathBuf,
+
+    /// Checks the manifest and what it names on this machine, prints a summary, and ends.
+    #[arg(long)]
+    pub(crate) check: bool,
+
+    /// Consumes only these queues of the manifest.
+    #[arg(short, long = "queue", value_name = "NAME", value_delimiter = ',')]
+    queues: Vec<String>,
+
+    /// Where the broker is: amqp://user:password@host:5672/vhost.
+    #[arg(long, value_name = "URL", env = "AMQP_URL", hide_env_values = true)]
+    url: Option<String>,
+
+    /// First part of every name on the broker.
+    #[arg(long, value_name = "NAME", env = "FOREBAY_NAMESPACE")]
+    namespace: Option<String>,
+
+    /// What may be declared on the broker.
+    #[arg(long, value_name = "WHAT", env = "FOREBAY_DECLARE")]
+    declare: Option<Declares>,
+
+    /// Refuses queues that exist with other arguments.
+    #[arg(
+        long,
+        env = "FOREBAY_STRICT_TOPOLOGY",
+        value_name = "true|false",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        require_equals = true,
+        action = ArgAction::Set
+    )]
+    strict_topology: Option<bool>,
+
+    /// Ends, with code 1, when a queue was not consumed for so long.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    exit_after: Option<Duration>,
+
+    /// What to log: a level, or levels by module.
+    #[arg(
+        long,
+        value_name = "FILTER",
+        env = "RUST_LOG",
+        default_value = "info,lapin=off"
+    )]
+    pub(crate) log: String,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Declares {
+    /// What is missing.
+    Auto,
+    /// Nothing.
+    Never,
+}
+
+impl Arguments {
+    /// What comes before the manifest. An empty variable counts as none.
+    pub(crate) fn overrides(&self) -> Overrides {
+        let stated = |value: &Option<String>| value.clone().filter(|value| !value.is_empty());
+        Overrides {
+            queues: self.queues.clone(),
+            url: stated(&self.url),
+            namespace: stated(&self.namespace),
+            declare: self.declare.map(|declare| match declare {
+                Declares::Auto => Declare::Auto,
+                Declares::Never => Declare::Never,
+            }),
+            strict_topology: self.strict_topology,
+            exit_after: self.exit_after,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_become_overrides() {
+        let line = "forebay-run -q a,b -q c --url amqp://x --namespace shop --declare never \
+                    --strict-topology --exit-after 5m";
+        let overrides = Arguments::parse_from(line.split_whitespace()).overrides();
+        assert_eq!(overrides.queues, ["a", "b", "c"]);
+        assert_eq!(overrides.url.as_deref(), Some("amqp://x"));
+        assert_eq!(overrides.namespace.as_deref(), Some("shop"));
+        assert_eq!(overrides.declare, Some(Declare::Never));
+        assert_eq!(overrides.strict_topology, Some(true));
+        assert_eq!(overrides.exit_after, Some(Duration::from_secs(300)));
+        let line = ["forebay-run", "--strict-topology=false"];
+        assert_eq!(
+            Arguments::parse_from(line).overrides().strict_topology,
+            Some(false)
+        );
+    }
+}

@@ -1,0 +1,315 @@
+//! One `[functions."kind"]` of the manifest.
+//! In: its table. Out: a [`Function`]: what runs, on which queue, how often and how long.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use forebay_worker::{HandlerOptions, Retry};
+use toml::de::DeValue;
+
+use super::section::{Section, as_key};
+use super::units::{self, Read, wrong};
+use crate::digest::FileDigest;
+use crate::http;
+
+/// A kind and what runs for it.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Function {
+    /// The queue its jobs come from.
+    pub queue: String,
+    /// How long one run may take.
+    pub timeout: Option<Duration>,
+    /// How many runs at once, in one process.
+    pub concurrency: Option<usize>,
+    /// How failed jobs are tried again.
+    pub retry: Option<Retry>,
+    /// What runs.
+    pub runs: Runs,
+    /// Its line in the manifest.
+    pub line: usize,
+    pub(super) queue_at: Range<usize>,
+}
+
+/// What runs for a kind.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Runs {
+    /// A program.
+    Exec {
+        /// The program, then its arguments.
+        command: Vec<String>,
+        /// Variables of its environment.
+        env: BTreeMap<String, String>,
+        /// Variables it takes over from the worker.
+        pass_env: Vec<String>,
+        /// The folder it runs in.
+        cwd: PathBuf,
+    },
+    /// An HTTP endpoint.
+    Http {
+        /// Where to.
+        url: String,
+        /// Headers of every request.
+        headers: BTreeMap<String, String>,
+        /// The variable that holds the signing secret.
+        secret_env: Option<String>,
+    },
+    /// The built-in `file.digest`.
+    FileDigest {
+        /// The folders it may read in.
+        roots: Vec<PathBuf>,
+    },
+}
+
+impl fmt::Display for Runs {
+    /// In a few words, without arguments, credentials or query: they may hold secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exec { command, .. } => write!(f, "exec {}", command[0]),
+            Self::Http { url, .. } => match http::check_url(url) {
+                Ok(url) => write!(f, "POST {}", http::address(&url)),
+                Err(_) => f.write_str("POST"),
+            },
+            Self::FileDigest { .. } => f.write_str(FileDigest::NAME),
+        }
+    }
+}
+
+impl Function {
+    /// The options for the worker.
+    pub fn options(&self) -> HandlerOptions {
+        let mut options = HandlerOptions::new().queue(self.queue.clone());
+        if let Some(timeout) = self.timeout {
+            options = options.timeout(timeout);
+        }
+        if let Some(retry) = self.retry {
+            options = options.retry(retry);
+        }
+        if let Some(concurrency) = self.concurrency {
+            options = options.concurrency(concurrency);
+        }
+        options
+    }
+
+    /// Reads the table; `None` when it says nothing that could run.
+    pub(super) fn read(kind: &str, mut section: Section<'_, '_>, folder: &Path) -> Option<Self> {
+        check_kind(kind, &section);
+        let queue = section.located("queue", units::text);
+        let timeout = section.get("timeout", units::duration);
+        let concurrency = section.get("concurrency", |value| units::number(value, 1..=10_000));
+        let retry = read_retry(&mut section);
+        let runs = read_runs(kind, &mut section, folder);
+        let queue_at = queue
+            .as_ref()
+            .map_or(section.at.clone(), |queue| queue.span());
+        let line = section.report.line(&section.at);
+        if runs.is_some() {
+            section.finish();
+        }
+        Some(Self {
+            queue: queue.map_or_else(|| "default".to_owned(), |queue| queue.into_inner()),
+            timeout,
+            concurrency: concurrency.and_then(|most| usize::try_from(most).ok()),
+            retry,
+            runs: runs?,
+            line,
+            queue_at,
+        })
+    }
+}
+
+fn check_kind(kind: &str, section: &Section<'_, '_>) {
+    if kind.is_empty() || kind.len() > 255 || kind.chars().any(char::is_control) {
+        section.fault(
+            format!("kind {kind:?} cannot travel with a job"),
+            "name it with 1 to 255 printable characters, as noun.verb",
+        );
+    }
+}
+
+fn read_runs(kind: &str, section: &mut Section<'_, '_>, folder: &Path) -> Option<Runs> {
+    let stated: Vec<_> = ["exec", "http", "use"]
+        .into_iter()
+        .filter(|key| section.has(key))
+        .collect();
+    match stated[..] {
+        ["exec"] => read_exec(section, folder),
+        ["http"] => read_http(section),
+        ["use"] => read_built_in(section, folder),
+        [] => {
+            nothing_runs(kind, section);
+            None
+        }
+        _ => {
+            let both = stated.join("` and `");
+            section.fault(format!("{} has `{both}`", section.name), "keep one of them");
+            None
+        }
+    }
+}
+
+fn nothing_runs(kind: &str, section: &Section<'_, '_>) {
+    // `[functions.mail.send]` is a table in a table for TOML.
+    match section.first_table() {
+        Some(inner) => section.fault(
+            format!("{} holds a table `{inner}`", section.name),
+            format!("a kind with a dot needs quotes: [functions.\"{kind}.{inner}\"]"),
+        ),
+        None => section.fault(
+            format!("{} does not say what runs", section.name),
+            r#"add exec = ["program", "argument"], http = "http://…" or use = "file.digest""#,
+        ),
+    }
+}
+
+fn read_exec(section: &mut Section<'_, '_>, folder: &Path) -> Option<Runs> {
+    let command = section.get("exec", |value| {
+        let command = units::texts(value)?;
+        if command[0].is_empty() {
+            return Err(wrong("names no program", "begin the list with the program"));
+        }
+        Ok(command)
+    });
+    let env = section.get("env", |value| {
+        let env = units::pairs(value)?;
+        env.keys().try_for_each(|name| check_variable(name))?;
+        Ok(env)
+    });
+    let pass_env = section.get("pass_env", |value| {
+        let names = units::texts(value)?;
+        names.iter().try_for_each(|name| check_variable(name))?;
+        Ok(names)
+    });
+    let cwd = section.get("cwd", units::text);
+    let mut command = command?;
+    if command[0].contains('/') {
+        command[0] = folder.join(&command[0]).to_string_lossy().into_owned();
+    }
+    Some(Runs::Exec {
+        command,
+        env: env.unwrap_or_default(),
+        pass_env: pass_env.unwrap_or_default(),
+        cwd: cwd.map_or_else(|| folder.to_owned(), |cwd| folder.join(cwd)),
+    })
+}
+
+fn check_variable(name: &str) -> Read<()> {
+    if name.is_empty() || name.contains(['=', '\0']) {
+        let remedy = "use a name without `=`";
+        return Err(wrong(
+            format!("has {name:?}, which cannot name a variable"),
+            remedy,
+        ));
+    }
+    if name.starts_with("FOREBAY_JOB_") {
+        let remedy = "choose another name: FOREBAY_JOB_… tells the program about its job";
+        return Err(wrong(format!("sets `{name}`"), remedy));
+    }
+    Ok(())
+}
+
+fn read_http(section: &mut Section<'_, '_>) -> Option<Runs> {
+    let remedy = "write it as \"https://host/path\"";
+    let url = section.get("http", |value| {
+        let url = units::text(value)?;
+        http::check_url(&url).map_err(|error| wrong(error.to_string(), remedy))?;
+        Ok(url)
+    });
+    let headers = section.get("headers", |value| {
+        let headers = units::pairs(value)?;
+        for (name, value) in &headers {
+            http::check_header(name, value)
+                .map_err(|error| wrong(error.to_string(), "mend or remove it"))?;
+        }
+        Ok(headers)
+    });
+    let secret_env = section.get("secret_env", |value| {
+        let name = units::text(value)?;
+        check_variable(&name)?;
+        Ok(name)
+    });
+    section.refuse(
+        "secret",
+        "would stand readable in this file",
+        "put it into an environment variable and name that: secret_env = \"WEBHOOK_SECRET\"",
+    );
+    Some(Runs::Http {
+        url: url?,
+        headers: headers.unwrap_or_default(),
+        secret_env,
+    })
+}
+
+fn read_built_in(section: &mut Section<'_, '_>, folder: &Path) -> Option<Runs> {
+    let known = section.get("use", |value| {
+        let name = units::text(value)?;
+        if name != FileDigest::NAME {
+            let remedy = format!("the built-in functions are: \"{}\"", FileDigest::NAME);
+            return Err(wrong(
+                format!("names {name:?}, which is not built in"),
+                remedy,
+            ));
+        }
+        Ok(())
+    });
+    if known.is_some() && !section.has("roots") {
+        section.fault(
+            format!("{} may read nowhere", section.name),
+            "name the folders whose files a job may ask for: roots = [\"/srv/files\"]",
+        );
+    }
+    let roots = section.get("roots", units::texts);
+    known?;
+    let roots = roots?.into_iter().map(|root| folder.join(root)).collect();
+    Some(Runs::FileDigest { roots })
+}
+
+fn read_retry(section: &mut Section<'_, '_>) -> Option<Retry> {
+    if matches!(section.peek("retry"), Some(DeValue::Table(_))) {
+        return read_policy(section.table("retry")?);
+    }
+    section.get("retry", |value| match value.as_str() {
+        Some("never") => Ok(Retry::never()),
+        _ => Err(wrong(
+            "is no retry policy",
+            "write retry = \"never\" or retry = { max_attempts = 5, base = \"1s\", factor = 2.0, \
+             cap = \"1h\", jitter = true }, any of these keys",
+        )),
+    })
+}
+
+fn read_policy(mut section: Section<'_, '_>) -> Option<Retry> {
+    let default = Retry::default();
+    let max = section.get("max_attempts", |value| units::number(value, 1..=1_000_000));
+    let base = section.get("base", units::duration);
+    let factor = section.get("factor", |value| units::decimal(value, 1.0));
+    let cap = section.get("cap", units::duration);
+    let jitter = section.get("jitter", units::flag);
+    if let (Some(base), Some(cap)) = (base, cap)
+        && base > cap
+    {
+        section.fault(
+            format!("`base` is longer than `cap` in {}", section.name),
+            "no wait is longer than `cap`: raise it, or lower `base`",
+        );
+    }
+    section.finish();
+    Some(Retry {
+        max_attempts: max
+            .and_then(|max| u32::try_from(max).ok())
+            .unwrap_or(default.max_attempts),
+        base: base.unwrap_or(default.base),
+        factor: factor.unwrap_or(default.factor),
+        cap: cap.unwrap_or(default.cap.max(base.unwrap_or_default())),
+        jitter: jitter.unwrap_or(default.jitter),
+    })
+}
+
+/// The line that gives a function its queue, for remedies.
+pub(super) fn queue_section(queue: &str) -> String {
+    format!("[queues.{}]", as_key(queue))
+}

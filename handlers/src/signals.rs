@@ -1,0 +1,103 @@
+//! What signals do to the worker.
+//! In: TERM, INT, USR1. Out: calls on its controls, and log lines about what is awaited.
+
+use std::io;
+use std::time::Duration;
+
+use forebay_worker::Controls;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
+use tracing::{info, warn};
+
+/// The worker's own default, if the manifest says nothing.
+const GRACE: Duration = Duration::from_secs(25);
+
+/// Signals are kept from the moment this exists.
+#[derive(Debug)]
+pub(crate) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    inspect: Signal,
+}
+
+impl Signals {
+    pub(crate) fn listen() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            inspect: signal(SignalKind::user_defined1())?,
+        })
+    }
+
+    /// Obeys until jobs had to be cut short: by a second signal, or because the grace period is
+    /// over. Ends for no other reason.
+    pub(crate) async fn obey(mut self, controls: Controls, grace: Option<Duration>) {
+        let signal = self.next(&controls).await;
+        info!(
+            signal,
+            running = controls.running().len(),
+            "draining; another signal ends at once"
+        );
+        list(&controls);
+        controls.drain();
+        let end = Instant::now() + grace.unwrap_or(GRACE);
+        tokio::select! {
+            // Cancel-safe: a signal that has come is seen by the next call.
+            signal = self.next(&controls) => {
+                warn!(signal, running = controls.running().len(), "ending at once");
+                list(&controls);
+                controls.force();
+            }
+            // Cancel-safe, a clock. The worker ends sooner unless something still runs.
+            () = sleep_until(end) => {}
+        }
+    }
+
+    /// The next signal to end; on the way, USR1 is answered.
+    async fn next(&mut self, controls: &Controls) -> &'static str {
+        loop {
+            tokio::select! {
+                // All three are cancel-safe.
+                _ = self.terminate.recv() => return "TERM",
+                _ = self.interrupt.recv() => return "INT",
+                _ = self.inspect.recv() => list(controls),
+            }
+        }
+    }
+}
+
+/// Whether jobs were cut short; to be asked when the worker has ended.
+pub(crate) async fn was_cut_short(obey: JoinHandle<()>) -> bool {
+    obey.abort();
+    obey.await.is_ok()
+}
+
+/// One line for every queue and every running job.
+fn list(controls: &Controls) {
+    for queue in controls.queues() {
+        let because = queue.because.as_deref().unwrap_or_default();
+        info!(
+            queue = queue.queue,
+            consuming = queue.consuming,
+            because,
+            "queue"
+        );
+    }
+    for job in controls.running() {
+        let since_ms = u64::try_from(job.since.as_millis()).unwrap_or(u64::MAX);
+        let progress = job
+            .progress
+            .map(|progress| progress.to_string())
+            .unwrap_or_default();
+        info!(
+            job.id,
+            job.kind,
+            queue = job.queue,
+            attempt = job.attempt,
+            since_ms,
+            progress,
+            "running"
+        );
+    }
+}

@@ -1,0 +1,225 @@
+//! The flags that every verb takes, and what becomes of them.
+//! In: flags, environment, `forebay.toml`, in this order of precedence. Out: a [`Session`].
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use forebay_producer::{Config, Declare, Producer};
+use tokio::time;
+
+use crate::manifest::Manifest;
+use crate::{moment, screen};
+
+/// Flags that every verb takes.
+// No `Debug`: the URL holds a password.
+#[derive(Clone, Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct Globals {
+    /// The broker: amqp://user:password@host:5672/vhost, several hosts separated by commas
+    /// [default: amqp://guest:guest@127.0.0.1:5672/%2f]
+    // Hidden values: help must not print a password.
+    #[arg(
+        long,
+        global = true,
+        env = "AMQP_URL",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
+    pub(crate) url: Option<String>,
+
+    /// First part of every queue and exchange name [default: forebay]
+    #[arg(
+        long,
+        global = true,
+        env = "FOREBAY_NAMESPACE",
+        hide_env_values = true,
+        value_name = "NS"
+    )]
+    pub(crate) namespace: Option<String>,
+
+    /// The manifest [default: ./forebay.toml, if it is there]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// How results are printed
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        value_name = "FORMAT"
+    )]
+    pub(crate) output: Format,
+
+    /// How long to wait for the broker
+    #[arg(
+        long,
+        global = true,
+        default_value = "10s",
+        value_parser = moment::wait,
+        value_name = "DURATION"
+    )]
+    pub(crate) timeout: Duration,
+
+    /// Whether what is missing on the broker may be declared [default: auto]
+    #[arg(
+        long,
+        global = true,
+        env = "FOREBAY_DECLARE",
+        hide_env_values = true,
+        value_enum,
+        value_name = "WHAT"
+    )]
+    pub(crate) declare: Option<MayDeclare>,
+
+    /// Refuse a queue that exists with other arguments, instead of warning
+    #[arg(
+        long,
+        global = true,
+        env = "FOREBAY_STRICT_TOPOLOGY",
+        hide_env_values = true,
+        num_args = 0,
+        default_missing_value = "true"
+    )]
+    pub(crate) strict_topology: Option<bool>,
+
+    /// Log to stderr what goes on
+    #[arg(short, long, global = true)]
+    pub(crate) verbose: bool,
+}
+
+/// How results are printed: for people or for programs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    #[default]
+    Table,
+    Json,
+}
+
+/// [`Declare`] as an argument.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum MayDeclare {
+    Auto,
+    Never,
+}
+
+/// What a verb needs to know besides its own arguments.
+pub(crate) struct Session {
+    pub(crate) config: Config,
+    pub(crate) manifest: Manifest,
+    pub(crate) format: Format,
+    pub(crate) timeout: Duration,
+    /// As given; it holds credentials and is never shown.
+    pub(crate) url: Option<String>,
+}
+
+impl Globals {
+    /// Reads the manifest and puts everything together.
+    pub(crate) fn session(&self) -> anyhow::Result<Session> {
+        let manifest = Manifest::find(self.config.as_deref())?;
+        let url = self.url.clone().or_else(|| manifest.broker.url.clone());
+        let mut config = match &url {
+            Some(url) => Config::new(url)?,
+            None => Config::from_env()?,
+        };
+        if let Some(namespace) = self
+            .namespace
+            .as_ref()
+            .or(manifest.broker.namespace.as_ref())
+        {
+            config = config.namespace(namespace)?;
+        }
+        let declare = match (self.declare, manifest.broker.declare) {
+            (Some(MayDeclare::Never), _) => Declare::Never,
+            (None, Some(declared)) => declared.into(),
+            (Some(MayDeclare::Auto), _) | (None, None) => Declare::Auto,
+        };
+        let strict = self
+            .strict_topology
+            .or(manifest.broker.strict_topology)
+            .unwrap_or(false);
+        let config = config
+            .declare(declare)
+            .strict_topology(strict)
+            .publish_deadline(self.timeout)
+            // Whoever sits before the screen mends a password sooner than we try it again.
+            .access_patience(Duration::ZERO);
+        Ok(Session {
+            config,
+            manifest,
+            format: self.output,
+            timeout: self.timeout,
+            url,
+        })
+    }
+}
+
+impl Session {
+    /// Whether a person reads the result.
+    pub(crate) fn for_people(&self) -> bool {
+        self.format == Format::Table
+    }
+
+    /// A producer that is connected.
+    pub(crate) async fn producer(&self) -> anyhow::Result<Producer> {
+        Ok(self.patiently(Producer::connect(&self.config)).await?)
+    }
+
+    /// Waits for the broker, and says so when that takes longer than a second.
+    pub(crate) async fn patiently<T>(&self, answer: impl Future<Output = T>) -> T {
+        let mut answer = std::pin::pin!(answer);
+        if let Ok(quick) = time::timeout(Duration::from_secs(1), &mut answer).await {
+            return quick;
+        }
+        let (broker, most) = (self.config.broker(), moment::short(self.timeout));
+        screen::aside(format_args!(
+            "waiting for the broker at {broker}, at most {most}…"
+        ));
+        answer.await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Only {
+        #[command(flatten)]
+        globals: Globals,
+    }
+
+    fn parse(arguments: &[&str]) -> Globals {
+        Only::try_parse_from([&["forebay"], arguments].concat())
+            .unwrap()
+            .globals
+    }
+
+    #[test]
+    fn flags_come_before_the_manifest() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("forebay.toml");
+        let text = "[broker]\nurl = \"amqp://a\"\nnamespace = \"toml\"\nstrict_topology = true";
+        std::fs::write(&file, text).unwrap();
+        let file = file.to_str().unwrap();
+
+        let session = parse(&["--config", file]).session().unwrap();
+        assert_eq!(session.config.topology().namespace(), "toml");
+        assert_eq!(session.config.broker(), "a:5672");
+
+        let flags = ["--config", file, "--namespace", "flag", "--url", "amqp://b"];
+        let session = parse(&flags).session().unwrap();
+        assert_eq!(session.config.topology().namespace(), "flag");
+        assert_eq!(session.config.broker(), "b:5672");
+    }
+
+    #[test]
+    fn the_timeout_is_how_long_a_publish_waits() {
+        let session = parse(&["--timeout", "3s", "--url", "amqp://a"])
+            .session()
+            .unwrap();
+        assert_eq!(session.config.deadline(), Duration::from_secs(3));
+    }
+}

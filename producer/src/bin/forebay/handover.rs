@@ -1,0 +1,232 @@
+//! `forebay run`, `bench` and `gateway`: other programs, found beside this one or on PATH.
+//! In: the arguments, before anybody parses them. Out: this process becomes the other program.
+
+use std::convert::Infallible;
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::io::{self, ErrorKind};
+use std::path::PathBuf;
+use std::process::Command;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::exit::Stop;
+use crate::globals::Globals;
+
+/// Run the functions of forebay.toml: a worker (forebay-run)
+#[derive(Args)]
+#[command(
+    disable_help_flag = true,
+    after_help = "\
+Examples:
+  forebay run
+  forebay run --config jobs.toml --listen 127.0.0.1:9464
+  forebay run --help
+
+All arguments go to forebay-run, which `cargo install forebay-handlers` installs."
+)]
+pub(crate) struct Run {
+    #[command(flatten)]
+    rest: Rest,
+}
+
+/// Measure how many jobs per second this broker and machine do (forebay-run)
+#[derive(Args)]
+#[command(
+    disable_help_flag = true,
+    after_help = "\
+Examples:
+  forebay bench
+  forebay bench --help
+
+All arguments go to forebay-run bench, which `cargo install forebay-handlers` installs."
+)]
+pub(crate) struct Bench {
+    #[command(flatten)]
+    rest: Rest,
+}
+
+/// Connect browsers: events in and out over Socket.IO, WebSocket and SSE (forebay-gateway)
+#[derive(Args)]
+#[command(
+    disable_help_flag = true,
+    after_help = "\
+Examples:
+  forebay gateway
+  forebay gateway --help
+
+All arguments go to forebay-gateway, which `cargo install forebay-gateway` installs."
+)]
+pub(crate) struct Gateway {
+    #[command(flatten)]
+    rest: Rest,
+}
+
+/// For the help only: these verbs are handed over before anything is parsed.
+#[derive(Args)]
+struct Rest {
+    /// Go to the other program unchanged
+    #[arg(
+        value_name = "ARGUMENTS",
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    _arguments: Vec<OsString>,
+}
+
+/// Another program that was asked for.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Handover {
+    program: &'static str,
+    package: &'static str,
+    arguments: Vec<OsString>,
+    environment: Vec<(&'static str, OsString)>,
+}
+
+/// Our own flags, then a verb whose arguments are not looked at.
+#[derive(Parser)]
+#[command(
+    disable_help_flag = true,
+    disable_version_flag = true,
+    disable_help_subcommand = true
+)]
+struct Peek {
+    #[command(flatten)]
+    globals: Globals,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    #[command(external_subcommand)]
+    Any(Vec<OsString>),
+}
+
+/// The program that the command line asks for, if it does.
+pub(crate) fn asked(command_line: impl IntoIterator<Item = OsString>) -> Option<Handover> {
+    let peek = Peek::try_parse_from(command_line).ok()?;
+    let Verb::Any(words) = peek.verb?;
+    let (verb, rest) = words.split_first()?;
+    let (program, package, first) = match verb.to_str()? {
+        "run" => ("forebay-run", "forebay-handlers", None),
+        "bench" => ("forebay-run", "forebay-handlers", Some("bench")),
+        "gateway" => ("forebay-gateway", "forebay-gateway", None),
+        _ => return None,
+    };
+    let globals = peek.globals;
+    let mut arguments: Vec<OsString> = first.map(OsString::from).into_iter().collect();
+    if let Some(file) = globals.config {
+        arguments.extend([OsString::from("--config"), file.into()]);
+    }
+    arguments.extend_from_slice(rest);
+    // A variable, because arguments are visible to everybody on the machine.
+    let mut environment = Vec::new();
+    let mut set = |name, value: Option<String>| {
+        environment.extend(value.map(|value| (name, OsString::from(value))));
+    };
+    set("AMQP_URL", globals.url);
+    set("FOREBAY_NAMESPACE", globals.namespace);
+    set(
+        "FOREBAY_STRICT_TOPOLOGY",
+        globals.strict_topology.map(|strict| strict.to_string()),
+    );
+    Some(Handover {
+        program,
+        package,
+        arguments,
+        environment,
+    })
+}
+
+/// Becomes the other program.
+pub(crate) fn run(asked: &Handover) -> anyhow::Result<Infallible> {
+    let path = beside_us(asked.program).unwrap_or_else(|| asked.program.into());
+    let mut command = Command::new(path);
+    command
+        .args(&asked.arguments)
+        .envs(asked.environment.iter().map(|(name, value)| (name, value)));
+    let error = match become_it(&mut command) {
+        Ok(never) => match never {},
+        Err(error) => error,
+    };
+    let Handover {
+        program, package, ..
+    } = asked;
+    let why = match error.kind() {
+        ErrorKind::NotFound => {
+            format!("{program} is not installed; install it with: cargo install {package}")
+        }
+        _ => format!("cannot start {program}: {error}"),
+    };
+    Err(Stop::Usage(why).into())
+}
+
+/// The verb came where only the full parser sees it.
+pub(crate) fn not_understood() -> anyhow::Error {
+    Stop::Usage("put run, bench or gateway directly behind the global options".to_owned()).into()
+}
+
+fn beside_us(program: &str) -> Option<PathBuf> {
+    let name = format!("{program}{}", env::consts::EXE_SUFFIX);
+    let path = env::current_exe().ok()?.with_file_name(OsStr::new(&name));
+    path.is_file().then_some(path)
+}
+
+#[cfg(unix)]
+fn become_it(command: &mut Command) -> io::Result<Infallible> {
+    use std::os::unix::process::CommandExt;
+    Err(command.exec())
+}
+
+#[cfg(not(unix))]
+fn become_it(command: &mut Command) -> io::Result<Infallible> {
+    let status = command.status()?;
+    std::process::exit(status.code().unwrap_or(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ask(command_line: &str) -> Option<Handover> {
+        let words = command_line.split(' ').map(OsString::from);
+        asked(words)
+    }
+
+    #[test]
+    fn arguments_behind_the_verb_are_passed_on_unchanged() {
+        let asked = ask("forebay run --timeout soon --help -- --output x").unwrap();
+        assert_eq!(asked.program, "forebay-run");
+        let arguments = ["--timeout", "soon", "--help", "--", "--output", "x"];
+        assert_eq!(asked.arguments, arguments.map(OsString::from));
+    }
+
+    #[test]
+    fn flags_before_the_verb_are_passed_on_too() {
+        let asked = ask("forebay --config f.toml --url amqp://a --namespace n bench 5").unwrap();
+        assert_eq!(
+            asked.arguments,
+            ["bench", "--config", "f.toml", "5"].map(OsString::from)
+        );
+        assert!(asked.environment.contains(&("AMQP_URL", "amqp://a".into())));
+        assert!(
+            asked
+                .environment
+                .contains(&("FOREBAY_NAMESPACE", "n".into()))
+        );
+    }
+
+    #[test]
+    fn our_own_verbs_are_not_handed_over() {
+        for line in [
+            "forebay queues",
+            "forebay help run",
+            "forebay --help",
+            "forebay",
+            "forebay x",
+        ] {
+            assert_eq!(ask(line), None, "{line}");
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! `forebay`: publish jobs, look at queues, move dead letters, declare the topology.
+//! In: arguments, environment, `forebay.toml`. Out: what a verb did, and one of four exit codes;
+//! each verb has a file of its own, this one only parses and dispatches.
+
+mod bulk;
+mod dead;
+mod exit;
+mod globals;
+mod handover;
+mod known;
+mod ledger;
+mod lines;
+mod management;
+mod manifest;
+mod moment;
+mod publish;
+mod queues;
+mod screen;
+mod template;
+mod topology;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use exit::Exit;
+use globals::Globals;
+
+const AFTER_HELP: &str = "\
+Examples:
+  forebay publish email.send '{\"to\": \"ada@example.org\"}'
+  forebay publish report.render --delay 5m < report.json
+  forebay queues --watch
+  forebay dead ls --queue mail
+  forebay topology apply --queue mail
+
+Settings: flags come before the environment (AMQP_URL, FOREBAY_NAMESPACE, FOREBAY_DECLARE,
+FOREBAY_STRICT_TOPOLOGY, FOREBAY_MANAGEMENT_URL), the environment before forebay.toml.
+
+Exit codes:
+  0  done
+  1  work failed: a job was not published, a dead letter was not moved, nothing was found
+  2  wrong use: arguments, configuration, or a topology that does not match
+  3  the broker is out of reach, or refuses us";
+
+/// A serverless-style worker framework for RabbitMQ: publish jobs, look at queues, move dead
+/// letters
+#[derive(Parser)]
+#[command(name = "forebay", version, after_help = AFTER_HELP)]
+struct Cli {
+    #[command(flatten)]
+    globals: Globals,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    Publish(publish::Publish),
+    Queues(queues::Queues),
+    Dead(dead::Dead),
+    Topology(topology::Topology),
+    Run(handover::Run),
+    Bench(handover::Bench),
+    Gateway(handover::Gateway),
+}
+
+fn main() -> ExitCode {
+    // Before everything else: what follows `run`, `bench` or `gateway` is not ours to parse.
+    if let Some(asked) = handover::asked(std::env::args_os()) {
+        return exit::code(handover::run(&asked).map(|never| match never {}));
+    }
+    let cli = Cli::parse();
+    screen::log_to_stderr(cli.globals.verbose);
+    exit::code(dispatch(cli))
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
+    let session = cli.globals.session()?;
+    match cli.verb {
+        Verb::Publish(verb) => publish::run(verb, &session).await,
+        Verb::Queues(verb) => queues::run(&verb, &session).await,
+        Verb::Dead(verb) => dead::run(verb, &session).await,
+        Verb::Topology(verb) => topology::run(&verb, &session).await,
+        Verb::Run(_) | Verb::Bench(_) | Verb::Gateway(_) => Err(handover::not_understood()),
+    }
+}

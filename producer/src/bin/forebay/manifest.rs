@@ -1,0 +1,182 @@
+//! What the command line needs from `forebay.toml`.
+//! In: the file. Out: the broker, the queues and which function waits on which; everything else in
+//! it is for the worker, and is not looked at.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+
+use forebay_producer::{Declare, QueueType};
+use serde::Deserialize;
+
+use crate::exit::Stop;
+
+const DEFAULT_FILE: &str = "forebay.toml";
+
+/// The part of the manifest that the command line reads.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Manifest {
+    pub(crate) broker: Broker,
+    queues: BTreeMap<String, Queue>,
+    functions: BTreeMap<String, Function>,
+}
+
+/// `[broker]`.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Broker {
+    pub(crate) url: Option<String>,
+    pub(crate) namespace: Option<String>,
+    pub(crate) declare: Option<MayDeclare>,
+    pub(crate) strict_topology: Option<bool>,
+}
+
+/// [`Declare`] as the manifest spells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum MayDeclare {
+    Auto,
+    Never,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Queue {
+    r#type: QueueType,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Function {
+    queue: Option<String>,
+}
+
+impl Manifest {
+    /// Reads the given file, or `./forebay.toml` if it is there.
+    pub(crate) fn find(given: Option<&Path>) -> Result<Self, Stop> {
+        let file = given.unwrap_or(Path::new(DEFAULT_FILE));
+        let unusable = |why: String| Stop::Usage(format!("cannot read {}: {why}", file.display()));
+        match fs::read_to_string(file) {
+            Ok(text) => parse(&text).map_err(unusable),
+            Err(error) if given.is_none() && error.kind() == ErrorKind::NotFound => {
+                Ok(Self::default())
+            }
+            Err(error) => Err(unusable(error.to_string())),
+        }
+    }
+
+    /// The names of all queues: those with a table, and those that functions wait on.
+    pub(crate) fn queue_names(&self) -> Vec<String> {
+        let functions = self
+            .functions
+            .values()
+            .filter_map(|function| function.queue.clone());
+        let mut names: Vec<_> = self.queues.keys().cloned().chain(functions).collect();
+        names.sort();
+        names.dedup();
+        names
+    }
+
+    /// The queue of a kind, if the manifest knows the function.
+    pub(crate) fn queue_of(&self, kind: &str) -> Option<&str> {
+        self.functions.get(kind)?.queue.as_deref()
+    }
+
+    /// How a queue is kept by the broker.
+    pub(crate) fn queue_type(&self, queue: &str) -> QueueType {
+        self.queues
+            .get(queue)
+            .map(|queue| queue.r#type)
+            .unwrap_or_default()
+    }
+}
+
+impl From<MayDeclare> for Declare {
+    fn from(may: MayDeclare) -> Self {
+        match may {
+            MayDeclare::Auto => Self::Auto,
+            MayDeclare::Never => Self::Never,
+        }
+    }
+}
+
+impl std::fmt::Debug for Broker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Broker")
+            .field("namespace", &self.namespace)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The error names the line but does not quote it: a password may stand there.
+fn parse(text: &str) -> Result<Manifest, String> {
+    toml::from_str(text).map_err(|error| {
+        let before = error.span().and_then(|span| text.get(..span.start));
+        match before {
+            Some(before) => {
+                format!(
+                    "line {}: {}",
+                    before.matches('\n').count() + 1,
+                    error.message()
+                )
+            }
+            None => error.message().to_owned(),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MANIFEST: &str = r#"
+        unknown = 1
+        [broker]
+        url = "amqp://app:hush@rabbit"
+        declare = "never"
+        [queues.mail]
+        concurrency = 16
+        [queues.thumbs]
+        type = "classic"
+        [functions."email.send"]
+        exec = ["python3", "send.py"]
+        queue = "mail"
+        [functions."report.render"]
+        queue = "reports"
+        [functions."file.digest"]
+        use = "file.digest"
+    "#;
+
+    #[test]
+    fn what_the_command_line_needs_is_read_and_the_rest_is_not_looked_at() {
+        let manifest = parse(MANIFEST).unwrap();
+        assert_eq!(manifest.queue_names(), ["mail", "reports", "thumbs"]);
+        assert_eq!(manifest.queue_of("email.send"), Some("mail"));
+        assert_eq!(manifest.queue_of("file.digest"), None);
+        assert_eq!(manifest.queue_type("thumbs"), QueueType::Classic);
+        assert_eq!(manifest.queue_type("other"), QueueType::Quorum);
+        assert_eq!(manifest.broker.declare, Some(MayDeclare::Never));
+        assert!(!format!("{manifest:?}").contains("hush"));
+    }
+
+    #[test]
+    fn a_fault_names_its_line_and_does_not_quote_it() {
+        let error = parse("[broker]\nurl = \"amqp://app:hush@rabbit\n").unwrap_err();
+        assert!(
+            error.starts_with("line 2: ") && !error.contains("hush"),
+            "{error}"
+        );
+        let error = parse("[broker]\n\ndeclare = \"sometimes\"\n").unwrap_err();
+        assert!(error.starts_with("line 3: "), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_was_asked_for_must_be_there() {
+        let error = Manifest::find(Some(Path::new("/nowhere/f.toml")))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("/nowhere/f.toml"), "{error}");
+    }
+}

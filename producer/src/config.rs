@@ -1,0 +1,362 @@
+//! Where the broker is and how we deal with it.
+//! In: a URL, or the environment. Out: a [`Config`] that the producer and the worker share.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::time::Duration;
+
+use lapin::uri::AMQPUri;
+
+use crate::wire::topology::{InvalidName, QueueType, Topology};
+
+const DEFAULT_URL: &str = "amqp://guest:guest@127.0.0.1:5672/%2f";
+
+/// Where the broker is, under which namespace we live there, and how long we wait for it.
+///
+/// Credentials stand in it; neither `Debug` nor any error or log shows them.
+///
+/// ```
+/// use forebay_producer::Config;
+/// use std::time::Duration;
+///
+/// let config = Config::new("amqp://app:secret@rabbit-1:5672,rabbit-2:5672/shop")?
+///     .namespace("shop")?
+///     .publish_deadline(Duration::from_secs(10));
+/// assert!(!format!("{config:?}").contains("secret"));
+/// # Ok::<(), forebay_producer::ConfigError>(())
+/// ```
+#[derive(Clone)]
+pub struct Config {
+    pub(crate) hosts: Vec<AMQPUri>,
+    pub(crate) topology: Topology,
+    pub(crate) name: String,
+    pub(crate) declare: Declare,
+    pub(crate) strict: bool,
+    pub(crate) publish_deadline: Duration,
+    pub(crate) payload_limit: usize,
+    pub(crate) patience: Duration,
+    pub(crate) queue_types: HashMap<String, QueueType>,
+}
+
+/// What Forebay may declare on the broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Declare {
+    /// What is missing, when it is first needed. The default.
+    #[default]
+    Auto,
+    /// Nothing: for virtual hosts where others create the topology (`forebay topology show`
+    /// prints it).
+    Never,
+}
+
+/// A setting that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// Not an AMQP URL. The URL is not repeated: it may hold a password.
+    #[error(
+        "the broker's URL cannot be used: {why}; it looks like \
+         amqp://user:password@host:5672/vhost, with / in the vhost written as %2f"
+    )]
+    Url {
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A variable of the environment has a value that is not allowed.
+    #[error("{variable}={value} is not allowed: use {allowed}")]
+    Variable {
+        /// The variable's name.
+        variable: &'static str,
+        /// Its value.
+        value: String,
+        /// What may stand there.
+        allowed: &'static str,
+    },
+    /// The namespace is not allowed.
+    #[error(transparent)]
+    Name(#[from] InvalidName),
+}
+
+impl Config {
+    /// Takes the broker's URL; several hosts may stand in it, separated by commas, and are tried in
+    /// random order: `amqp://user:password@a:5672,b:5672/vhost`, or whole URLs one after another.
+    ///
+    /// Without a vhost, or with an empty one, it is `/`. `heartbeat` (seconds, default 10) and
+    /// `connection_timeout` (milliseconds, default 10,000) may be set in the query.
+    ///
+    /// # Errors
+    /// [`ConfigError::Url`] with what is wrong.
+    pub fn new(url: &str) -> Result<Self, ConfigError> {
+        let hosts = one_url_per_host(url).iter().map(|url| parse(url)).collect::<Result<_, _>>()?;
+        Ok(Self {
+            hosts,
+            topology: Topology::new("forebay")?,
+            name: format!("forebay {}", program()),
+            declare: Declare::Auto,
+            strict: false,
+            publish_deadline: Duration::from_secs(30),
+            payload_limit: 16 * 1024 * 1024,
+            patience: Duration::from_secs(10),
+            queue_types: HashMap::new(),
+        })
+    }
+
+    /// Reads `AMQP_URL` (default `amqp://guest:guest@127.0.0.1:5672/%2f`), `FOREBAY_NAMESPACE`
+    /// (default `forebay`), `FOREBAY_DECLARE` (`auto` or `never`) and `FOREBAY_STRICT_TOPOLOGY`
+    /// (`true` or `false`).
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the variable.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        Self::from_lookup(|variable| std::env::var(variable).ok())
+    }
+
+    fn from_lookup(look: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        let url = look("AMQP_URL").unwrap_or_else(|| DEFAULT_URL.to_owned());
+        let mut config = Self::new(&url)?;
+        if let Some(namespace) = look("FOREBAY_NAMESPACE") {
+            config = config.namespace(&namespace)?;
+        }
+        if let Some(value) = look("FOREBAY_DECLARE") {
+            config.declare = match value.as_str() {
+                "auto" => Declare::Auto,
+                "never" => Declare::Never,
+                _ => return Err(variable("FOREBAY_DECLARE", value, "auto or never")),
+            };
+        }
+        if let Some(value) = look("FOREBAY_STRICT_TOPOLOGY") {
+            config.strict = value
+                .parse()
+                .map_err(|_| variable("FOREBAY_STRICT_TOPOLOGY", value, "true or false"))?;
+        }
+        Ok(config)
+    }
+
+    /// Sets the namespace, the first part of every exchange and queue name. Default: `forebay`.
+    ///
+    /// # Errors
+    /// [`ConfigError::Name`] unless it is 1 to 64 of `a-z`, `0-9` and `-`.
+    pub fn namespace(mut self, namespace: &str) -> Result<Self, ConfigError> {
+        self.topology = Topology::new(namespace)?;
+        Ok(self)
+    }
+
+    /// Sets the name that the management page shows for our connections.
+    #[must_use]
+    pub fn connection_name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// Sets what may be declared on the broker. Default: [`Declare::Auto`].
+    #[must_use]
+    pub fn declare(mut self, declare: Declare) -> Self {
+        self.declare = declare;
+        self
+    }
+
+    /// Refuses to work with a queue that exists with other arguments, instead of warning once and
+    /// going on. Default: `false`.
+    #[must_use]
+    pub fn strict_topology(mut self, strict: bool) -> Self {
+        self.strict = strict;
+        self
+    }
+
+    /// Sets how long a publish waits for its confirm, through restarts of the broker too.
+    /// Default: 30 s.
+    #[must_use]
+    pub fn publish_deadline(mut self, deadline: Duration) -> Self {
+        self.publish_deadline = deadline;
+        self
+    }
+
+    /// Sets the largest payload in bytes, checked before sending. Default: 16 MiB, the limit of
+    /// RabbitMQ 4 (`max_message_size`).
+    #[must_use]
+    pub fn payload_limit(mut self, bytes: usize) -> Self {
+        self.payload_limit = bytes;
+        self
+    }
+
+    /// Sets how long refused credentials are tried again at the first connect, because a broker
+    /// that starts may not have its users yet. Once connected we try for ever. Default: 10 s.
+    #[must_use]
+    pub fn access_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// Sets how a queue is kept if it has to be declared. Default: quorum.
+    #[must_use]
+    pub fn queue_type(mut self, queue: &str, queue_type: QueueType) -> Self {
+        self.queue_types.insert(queue.to_owned(), queue_type);
+        self
+    }
+
+    /// How a queue is kept if it has to be declared.
+    pub fn type_of(&self, queue: &str) -> QueueType {
+        self.queue_types.get(queue).copied().unwrap_or_default()
+    }
+
+    /// How long refused credentials are tried again at the first connect.
+    pub fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    /// Names and arguments under this namespace.
+    pub fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// What may be declared.
+    pub fn declares(&self) -> Declare {
+        self.declare
+    }
+
+    /// How long a publish waits for its confirm.
+    pub fn deadline(&self) -> Duration {
+        self.publish_deadline
+    }
+
+    /// The hosts, user and vhost, without the password: for messages.
+    pub fn broker(&self) -> String {
+        let hosts: Vec<_> = self.hosts.iter().map(address).collect();
+        hosts.join(", ")
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("broker", &self.broker())
+            .field("namespace", &self.topology.namespace())
+            .field("name", &self.name)
+            .field("declare", &self.declare)
+            .field("strict", &self.strict)
+            .field("publish_deadline", &self.publish_deadline)
+            .field("payload_limit", &self.payload_limit)
+            .finish_non_exhaustive()
+    }
+}
+
+/// `host:port`, for messages.
+pub(crate) fn address(uri: &AMQPUri) -> String {
+    format!("{}:{}", uri.authority.host, uri.authority.port)
+}
+
+fn variable(variable: &'static str, value: String, allowed: &'static str) -> ConfigError {
+    ConfigError::Variable { variable, value, allowed }
+}
+
+fn program() -> String {
+    let path = std::env::current_exe().ok();
+    let name = path.as_deref().and_then(|path| path.file_stem()).and_then(|name| name.to_str());
+    let host = hostname::get().ok().and_then(|host| host.into_string().ok());
+    format!("{}@{}", name.unwrap_or("app"), host.as_deref().unwrap_or("localhost"))
+}
+
+/// `amqp://u:p@a,b/v` and `amqp://u:p@a/v,amqp://u:p@b/v` both name two hosts.
+fn one_url_per_host(url: &str) -> Vec<String> {
+    let whole = url.replace(",amqp", "\namqp");
+    whole.lines().flat_map(|url| spread_hosts(url.trim())).collect()
+}
+
+fn spread_hosts(url: &str) -> Vec<String> {
+    let Some((scheme, rest)) = url.split_once("://") else { return vec![url.to_owned()] };
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(end);
+    let (user, hosts) = match authority.rsplit_once('@') {
+        Some((user, hosts)) => (format!("{user}@"), hosts),
+        None => (String::new(), authority),
+    };
+    hosts.split(',').map(|host| format!("{scheme}://{user}{host}{path}")).collect()
+}
+
+fn parse(url: &str) -> Result<AMQPUri, ConfigError> {
+    let bad = |why: &str| ConfigError::Url { why: why.to_owned() };
+    if !url.starts_with("amqp://") && !url.starts_with("amqps://") {
+        return Err(bad("it does not begin with amqp:// or amqps://"));
+    }
+    let mut uri: AMQPUri = url.parse().map_err(|why: String| {
+        // The parser may repeat the URL, password and all.
+        bad(if why.contains(url) { "it is not a URL" } else { &why })
+    })?;
+    if uri.authority.host.is_empty() {
+        return Err(bad("it names no host"));
+    }
+    if uri.query.frame_max.is_some() {
+        // A smaller frame_max than the server's lets one message with big headers close the
+        // connection again and again.
+        return Err(bad("frame_max must be left to the server"));
+    }
+    if uri.vhost.is_empty() {
+        "/".clone_into(&mut uri.vhost);
+    }
+    uri.query.heartbeat.get_or_insert(10);
+    uri.query.connection_timeout.get_or_insert(10_000);
+    Ok(uri)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hosts(url: &str) -> String {
+        Config::new(url).unwrap().broker()
+    }
+
+    #[test]
+    fn several_hosts_may_stand_in_one_url_or_in_several() {
+        assert_eq!(hosts("amqp://u:p@a:1,b/v"), "a:1, b:5672");
+        assert_eq!(hosts("amqp://u:p@a:1/v,amqp://u:p@b:2/v"), "a:1, b:2");
+        assert_eq!(hosts("amqp://127.0.0.1"), "127.0.0.1:5672");
+    }
+
+    #[test]
+    fn every_host_keeps_user_vhost_and_query() {
+        let config = Config::new("amqp://u:p@a,b:2/v?heartbeat=7").unwrap();
+        for uri in &config.hosts {
+            assert_eq!((uri.vhost.as_str(), uri.query.heartbeat), ("v", Some(7)));
+            assert_eq!(uri.authority.userinfo.password, "p");
+        }
+    }
+
+    #[test]
+    fn an_empty_vhost_is_the_default_one() {
+        for url in ["amqp://a", "amqp://a/", "amqp://a/%2f"] {
+            assert_eq!(Config::new(url).unwrap().hosts[0].vhost, "/", "{url}");
+        }
+    }
+
+    #[test]
+    fn a_bad_url_is_explained_without_its_password() {
+        for url in ["http://u:hush@a", "amqp://u:hush@a:port", "u:hush@a", "amqp://u:hush@a?frame_max=4096"] {
+            let error = Config::new(url).unwrap_err().to_string();
+            assert!(!error.contains("hush"), "{error}");
+            assert!(error.contains("amqp://user:password@host"), "{error}");
+        }
+    }
+
+    #[test]
+    fn neither_debug_nor_the_broker_line_shows_credentials() {
+        let config = Config::new("amqp://app:hush@a/v").unwrap();
+        assert!(!format!("{config:?} {}", config.broker()).contains("hush"));
+    }
+
+    #[test]
+    fn the_environment_is_read_and_a_bad_value_names_its_variable() {
+        let read = |pairs: &'static [(&str, &str)]| {
+            Config::from_lookup(move |name| {
+                pairs.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+            })
+        };
+        let config =
+            read(&[("FOREBAY_NAMESPACE", "shop"), ("FOREBAY_DECLARE", "never")]).unwrap();
+        assert_eq!((config.topology.namespace(), config.declare), ("shop", Declare::Never));
+        let error = read(&[("FOREBAY_DECLARE", "yes")]).unwrap_err().to_string();
+        assert_eq!(error, "FOREBAY_DECLARE=yes is not allowed: use auto or never");
+        assert!(read(&[("FOREBAY_NAMESPACE", "Shop")]).is_err());
+    }
+}

@@ -1,0 +1,337 @@
+//! What can go wrong, one enum per operation. Each message says what happened and what to do.
+
+use std::fmt;
+
+use crate::wire::delay::DelayTooLong;
+use crate::wire::topology::InvalidName;
+
+/// Why there is no connection to the broker.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// Nobody answers.
+    #[error(
+        "no broker answers at {broker}: {because}; start RabbitMQ there or set AMQP_URL to where \
+         it is"
+    )]
+    Unreachable {
+        /// Hosts and ports.
+        broker: String,
+        /// What the last try ended with.
+        because: String,
+    },
+    /// The broker refuses the user or the password.
+    #[error(
+        "the broker at {broker} refuses user `{user}`: {because}; check user and password in \
+         AMQP_URL, and note that RabbitMQ lets `guest` in from its own machine only"
+    )]
+    Denied {
+        /// Hosts and ports.
+        broker: String,
+        /// The user.
+        user: String,
+        /// The broker's words.
+        because: String,
+    },
+    /// The virtual host is not there, or not for this user.
+    #[error(
+        "the broker at {broker} does not let user `{user}` into virtual host `{vhost}`: \
+         {because}; create it (rabbitmqctl add_vhost {vhost}) and grant access (rabbitmqctl \
+         set_permissions -p {vhost} {user} '.*' '.*' '.*'), or correct the last part of AMQP_URL"
+    )]
+    Vhost {
+        /// Hosts and ports.
+        broker: String,
+        /// The user.
+        user: String,
+        /// The virtual host.
+        vhost: String,
+        /// The broker's words.
+        because: String,
+    },
+    /// The connection was closed from our side.
+    #[error("the connection was closed by this process")]
+    Closed,
+}
+
+/// Why something could not be declared on the broker.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TopologyError {
+    /// It exists with other arguments.
+    #[error(
+        "{what} exists with other arguments: {because}; either delete it once it is empty so that \
+         it is made anew (rabbitmqctl delete_queue), or keep it as it is and drop \
+         --strict-topology"
+    )]
+    Mismatch {
+        /// `queue forebay.mail`, for example.
+        what: String,
+        /// The broker's words, which name the argument.
+        because: String,
+    },
+    /// The user may not declare it.
+    #[error(
+        "the user may not declare {what}: {because}; grant `configure` on it, or have an \
+         administrator run `forebay topology apply` and set FOREBAY_DECLARE=never here"
+    )]
+    Denied {
+        /// What was to be declared.
+        what: String,
+        /// The broker's words.
+        because: String,
+    },
+    /// It is missing and we may not declare it.
+    #[error(
+        "{what} does not exist and FOREBAY_DECLARE=never keeps us from declaring it; have an \
+         administrator run `forebay topology apply`"
+    )]
+    Missing {
+        /// What is missing.
+        what: String,
+    },
+    /// No connection, or it was lost on the way.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The broker did not answer, or closed the channel for another reason.
+    #[error("the broker did not take the declaration of {what}: {because}; try again")]
+    Broker {
+        /// What was to be declared.
+        what: String,
+        /// What happened.
+        because: String,
+    },
+}
+
+/// Why a job is not, or perhaps not, on its queue.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PublishError {
+    /// The broker has no such queue bound, and it was not declared.
+    #[error(
+        "no queue is bound for `{queue}` (job {id}): nothing was published; start a worker on it, \
+         or declare it with `forebay topology apply --queue {queue}`"
+    )]
+    Unroutable {
+        /// Job id.
+        id: String,
+        /// Queue.
+        queue: String,
+    },
+    /// The broker said no (`basic.nack`): a length limit, or an error of its own.
+    #[error(
+        "the broker refused job {id} for queue `{queue}`: the queue is full or failing; look at \
+         its policies and at the broker's log, then publish it again"
+    )]
+    Refused {
+        /// Job id.
+        id: String,
+        /// Queue.
+        queue: String,
+    },
+    /// Larger than allowed; nothing was sent.
+    #[error(
+        "the {what} of job {id} is too large: {bytes} bytes, {limit} are allowed; put the data \
+         elsewhere and publish a reference to it"
+    )]
+    TooLarge {
+        /// Job id.
+        id: String,
+        /// `payload` or `headers`.
+        what: &'static str,
+        /// Its size in bytes.
+        bytes: usize,
+        /// The most that is allowed.
+        limit: usize,
+    },
+    /// No confirm within the deadline.
+    #[error(
+        "job {id} was not confirmed in time ({because}); {}",
+        if *.may_have_arrived {
+            "it may be on the queue nevertheless: publish it again under the same id, and have \
+             the handler tolerate a second run"
+        } else {
+            "it was not sent: publish it again"
+        }
+    )]
+    Unconfirmed {
+        /// Job id.
+        id: String,
+        /// Whether bytes of it went out.
+        may_have_arrived: bool,
+        /// What kept the confirm.
+        because: String,
+    },
+    /// The user may not publish there.
+    #[error(
+        "the broker does not let this user publish job {id}: {because}; grant `write` on the \
+         exchanges of the namespace (docs/wire.md lists them)"
+    )]
+    Denied {
+        /// Job id.
+        id: String,
+        /// The broker's words.
+        because: String,
+    },
+    /// The broker closed the channel over this one message.
+    #[error("the broker does not take job {id}: {because}")]
+    Unacceptable {
+        /// Job id.
+        id: String,
+        /// The broker's words.
+        because: String,
+    },
+    /// The job does not turn into JSON.
+    #[error("job of kind `{kind}` does not turn into JSON; nothing was sent")]
+    Encode {
+        /// Kind.
+        kind: String,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// An option that cannot be used; nothing was sent.
+    #[error("{option} `{value}` is not allowed: {why}")]
+    Option {
+        /// Which option.
+        option: &'static str,
+        /// Its value.
+        value: String,
+        /// Why not.
+        why: String,
+    },
+    /// The queue's name is not allowed.
+    #[error(transparent)]
+    Name(#[from] InvalidName),
+    /// The delay is too long.
+    #[error(transparent)]
+    Delay(#[from] DelayTooLong),
+    /// What the job needs on the broker could not be declared.
+    #[error("cannot prepare queue `{queue}` for job {id}")]
+    Topology {
+        /// Job id.
+        id: String,
+        /// Queue.
+        queue: String,
+        /// Why.
+        #[source]
+        source: TopologyError,
+    },
+}
+
+impl PublishError {
+    /// Whether the same call may succeed later without a change on this side.
+    pub fn is_temporary(&self) -> bool {
+        matches!(
+            self,
+            Self::Unconfirmed { .. } | Self::Refused { .. } | Self::Topology { .. }
+        )
+    }
+}
+
+/// Why a bulk publish stopped or left jobs out.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct BulkError {
+    /// How many were confirmed.
+    pub confirmed: u64,
+    /// Which failed, by their place in the stream from 0; the first thousand.
+    pub failures: Vec<(u64, PublishError)>,
+    /// How many failed in all.
+    pub failed: u64,
+    /// The place of the first job that was not taken from the stream, because the broker was out
+    /// of reach: continue there.
+    pub stopped_at: Option<u64>,
+}
+
+impl fmt::Display for BulkError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} jobs confirmed, {} failed", self.confirmed, self.failed)?;
+        if let Some((place, error)) = self.failures.first() {
+            write!(f, "; the first at place {place}: {error}")?;
+        }
+        match self.stopped_at {
+            Some(place) => write!(f, "; continue from place {place}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for BulkError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.failures.first().map(|(_, error)| error as _)
+    }
+}
+
+/// Why a call got no answer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CallError {
+    /// The job was not published.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+    /// Nobody answered in time. The job may still run.
+    #[error("job {id} was not answered in time; it may still run: make the handler tolerate it")]
+    TimedOut {
+        /// Job id.
+        id: String,
+    },
+    /// The handler failed for good.
+    #[error("job {id} became a dead letter ({reason}): {message}")]
+    Dead {
+        /// Job id.
+        id: String,
+        /// Reason word.
+        reason: String,
+        /// The handler's error.
+        message: String,
+    },
+    /// The answer has another shape than expected.
+    #[error("the answer of job {id} has another shape than expected")]
+    Decode {
+        /// Job id.
+        id: String,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// Why dead letters could not be read or moved.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeadError {
+    /// The queue is not there.
+    #[error(
+        "there is no queue `{queue}`: nothing was ever dead-lettered there, or the name is wrong \
+         (`forebay queues` lists what is known)"
+    )]
+    Missing {
+        /// Full name on the broker.
+        queue: String,
+    },
+    /// The user may not.
+    #[error("the broker does not allow it: {because}; grant `read` on the dead-letter queues")]
+    Denied {
+        /// The broker's words.
+        because: String,
+    },
+    /// No connection, or it was lost: what was not acknowledged is still there.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The broker closed the channel or did not answer: what was not acknowledged is still there.
+    #[error("the broker stopped answering: {because}; what was not done is still in the queue")]
+    Broker {
+        /// What happened.
+        because: String,
+    },
+    /// A copy could not be published: its dead letter is still there.
+    #[error("dead letter {id} stays where it is")]
+    Publish {
+        /// Job id.
+        id: String,
+        /// Why.
+        #[source]
+        source: PublishError,
+    },
+}

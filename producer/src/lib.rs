@@ -1,0 +1,26 @@
+//! How a job gets onto RabbitMQ.
+//!
+//! A [`Producer`] publishes [`Job`]s with confirms, through restarts of the broker; delays and
+//! schedules need no plugin. The worker half is the crate `forebay-worker`.
+
+mod call;
+mod config;
+mod error;
+pub mod link;
+mod options;
+mod producer;
+#[cfg(feature = "testing")]
+pub mod testing;
+pub mod wire;
+
+pub use config::{Config, ConfigError, Declare};
+pub use error::{BulkError, CallError, ConnectError, DeadError, PublishError, TopologyError};
+pub use link::dead::{DeadLetter, DeadLetters, Done, Filter, Listing, Pile, RedriveOptions};
+pub use link::inspect::{Inspector, QueueCount};
+pub use options::PublishOptions;
+pub use producer::{Destination, Producer, Receipt};
+pub use wire::delay::{Delay, DelayTooLong};
+pub use wire::envelope::{BrokerMarks, DeadMark, Envelope};
+pub use wire::failure::{Failure, Reason};
+pub use wire::job::Job;
+pub use wire::topology::{InvalidName, QueueType, Topology, check_queue_name};

@@ -1,0 +1,12 @@
+//! Everything that speaks AMQP: connections, declarations, publishing, dead letters.
+
+pub mod connection;
+pub mod dead;
+
+pub mod declare;
+pub mod fault;
+pub mod inspect;
+pub(crate) mod io;
+pub mod publisher;
+pub mod transition;
+pub(crate) mod window;

@@ -1,0 +1,321 @@
+//! The only place that connects to a broker, and the supervisor that keeps the connection.
+//! In: a [`Config`]. Out: a [`Link`] from which channels are taken for as long as the process
+//! lives, whatever happens to single connections.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_rs::TokioRuntime;
+use futures_util::StreamExt;
+use lapin::uri::AMQPUri;
+use lapin::{Channel, Connection, ConnectionProperties, Event as AmqpEvent};
+use tokio::sync::watch;
+use tokio::time::{self, Instant};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::fault::Fault;
+use super::io;
+use super::transition::{Action, Event, Phase, State};
+use crate::config::{Config, address};
+use crate::error::ConnectError;
+
+const CONNECT_DEADLINE: Duration = Duration::from_secs(15);
+const CHANNEL_DEADLINE: Duration = Duration::from_secs(10);
+const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
+
+/// A supervised connection: it is opened on its own runtime thread, watched, and opened again.
+///
+/// Clones share it; it closes when the last one is dropped or [`Link::close`] is called.
+#[derive(Debug, Clone)]
+pub struct Link {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    broker: String,
+    status: watch::Receiver<Status>,
+    stop: CancellationToken,
+}
+
+/// What a link is doing, for waiting, metrics and readiness.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct Status {
+    /// The connection, while there is one.
+    pub connection: Option<Arc<Connection>>,
+    /// Raised at each connect.
+    pub generation: u64,
+    /// The broker's words while it blocks us.
+    pub blocked: Option<String>,
+    /// Why the last try or connection ended.
+    pub last_fault: Option<String>,
+    /// Set when it was given up.
+    pub failed: Option<ConnectError>,
+    /// Set when it was closed by us.
+    pub closed: bool,
+}
+
+/// A channel with the generation of the connection that it lives on.
+#[derive(Debug, Clone)]
+pub struct Opened {
+    /// The channel.
+    pub channel: Channel,
+    /// The connection's generation.
+    pub generation: u64,
+}
+
+impl Link {
+    /// Starts to connect and returns at once. `role` shows in the connection's name.
+    pub fn open(config: &Config, role: &str) -> Self {
+        let (tell, status) = watch::channel(Status::default());
+        let stop = CancellationToken::new();
+        let supervisor = Supervisor {
+            config: config.clone(),
+            name: format!("{} ({role})", config.name),
+            role: role.to_owned(),
+            began: Instant::now(),
+            tell,
+            stop: stop.clone(),
+        };
+        io::handle().spawn(supervisor.run());
+        Self { shared: Arc::new(Shared { broker: config.broker(), status, stop }) }
+    }
+
+    /// What it is doing now, and each change of it.
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.shared.status.clone()
+    }
+
+    /// Waits for a connection, at most until `deadline`.
+    ///
+    /// # Errors
+    /// [`ConnectError`] when there is none by then, or there will never be one.
+    pub async fn connected(&self, deadline: Instant) -> Result<(Arc<Connection>, u64), ConnectError> {
+        let mut status = self.status();
+        let usable = status.wait_for(|status| {
+            status.connection.is_some() || status.failed.is_some() || status.closed
+        });
+        match time::timeout_at(deadline, usable).await {
+            Ok(Ok(status)) => match (&status.failed, &status.connection) {
+                (Some(error), _) => Err(error.clone()),
+                (None, Some(connection)) => Ok((Arc::clone(connection), status.generation)),
+                (None, None) => Err(ConnectError::Closed),
+            },
+            Ok(Err(_)) => Err(ConnectError::Closed),
+            Err(_) => Err(self.unreachable()),
+        }
+    }
+
+    /// Opens a channel on the present connection, or on the next one, at most until `deadline`.
+    ///
+    /// # Errors
+    /// [`ConnectError`] when that does not succeed by then.
+    pub async fn channel(&self, deadline: Instant) -> Result<Opened, ConnectError> {
+        loop {
+            let (connection, generation) = self.connected(deadline).await?;
+            let patience = deadline.min(Instant::now() + CHANNEL_DEADLINE);
+            match time::timeout_at(patience, connection.create_channel()).await {
+                Ok(Ok(channel)) => return Ok(Opened { channel, generation }),
+                Ok(Err(error)) => debug!(%error, "no channel on this connection"),
+                Err(_) => debug!("the broker does not open a channel"),
+            }
+            // The connection is ending, or out of channels: wait for a change, but not for ever.
+            let mut status = self.status();
+            let changed = status.wait_for(|now| now.generation != generation || now.closed);
+            let pause = Instant::now() + Duration::from_millis(100);
+            _ = time::timeout_at(deadline.min(pause), changed).await;
+            if Instant::now() >= deadline {
+                return Err(self.unreachable());
+            }
+        }
+    }
+
+    /// Why there is no usable connection now, in words; empty when there is one.
+    pub fn trouble(&self) -> String {
+        let status = self.shared.status.borrow();
+        if let Some(blocked) = &status.blocked {
+            return format!("the broker blocks publishers: {blocked}");
+        }
+        if status.connection.is_some() {
+            return String::new();
+        }
+        let fault = status.last_fault.as_deref().unwrap_or("still connecting");
+        format!("no connection to {}: {fault}", self.shared.broker)
+    }
+
+    /// Closes the connection and ends the supervisor.
+    pub async fn close(&self) {
+        self.shared.stop.cancel();
+        let mut status = self.status();
+        _ = time::timeout(CLOSE_DEADLINE, status.wait_for(|status| status.closed)).await;
+    }
+
+    fn unreachable(&self) -> ConnectError {
+        let status = self.shared.status.borrow();
+        ConnectError::Unreachable {
+            broker: self.shared.broker.clone(),
+            because: status.last_fault.clone().unwrap_or_else(|| "no answer yet".to_owned()),
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+struct Supervisor {
+    config: Config,
+    name: String,
+    role: String,
+    began: Instant,
+    tell: watch::Sender<Status>,
+    stop: CancellationToken,
+}
+
+impl Supervisor {
+    async fn run(self) {
+        let mut state = State::new(self.config.patience);
+        let mut event = Event::Begin;
+        let mut connection = None;
+        loop {
+            let (next, action) = state.next(event, fastrand::f64());
+            state = next;
+            self.publish(&state, &connection);
+            event = match action {
+                // A connection has nothing to declare; its next try is the same as any other.
+                Action::Open | Action::Declare => match self.connect().await {
+                    Ok(opened) => {
+                        info!(role = self.role, broker = self.config.broker(), "connected");
+                        connection = Some(opened);
+                        Event::Opened
+                    }
+                    Err(fault) => self.lost(fault),
+                },
+                Action::Watch => match &connection {
+                    Some(watched) => {
+                        let event = self.watch(watched).await;
+                        if matches!(event, Event::Lost(..)) {
+                            connection = None;
+                        }
+                        event
+                    }
+                    None => Event::Begin,
+                },
+                Action::Wait(pause) => tokio::select! {
+                    // Both arms are cancel-safe: neither holds anything.
+                    () = time::sleep(pause) => Event::Begin,
+                    () = self.stop.cancelled() => Event::Stop,
+                },
+                Action::GiveUp(fault) => {
+                    let failed = Some(self.explain(fault));
+                    self.tell.send_modify(|status| status.failed = failed);
+                    return;
+                }
+                Action::Close => {
+                    self.close(connection).await;
+                    return;
+                }
+            };
+        }
+    }
+
+    /// Tries every host once, in random order.
+    async fn connect(&self) -> Result<Arc<Connection>, Fault> {
+        let mut hosts: Vec<&AMQPUri> = self.config.hosts.iter().collect();
+        fastrand::shuffle(&mut hosts);
+        let mut last = Fault::Connection("no host".to_owned());
+        for uri in hosts {
+            let connect = Connection::connect_uri_with_runtime(
+                uri.clone(),
+                ConnectionProperties::default().with_connection_name(self.name.as_str().into()),
+                TokioRuntime::tokio_with_handle(io::handle().clone()),
+            );
+            let opened = tokio::select! {
+                // Dropping the connect closes its socket.
+                opened = time::timeout(CONNECT_DEADLINE, connect) => opened,
+                () = self.stop.cancelled() => return Err(Fault::Connection("stopped".to_owned())),
+            };
+            last = match opened {
+                Ok(Ok(connection)) => return Ok(Arc::new(connection)),
+                Ok(Err(error)) => Fault::from(error),
+                Err(_) => Fault::Silent(humantime::format_duration(CONNECT_DEADLINE).to_string()),
+            };
+            debug!(role = self.role, host = address(uri), fault = %last, "cannot connect");
+        }
+        Err(last)
+    }
+
+    /// Returns with what happens next to an open connection.
+    async fn watch(&self, connection: &Connection) -> Event {
+        let mut events = connection.events_listener();
+        loop {
+            // Errors before the listener was there are not repeated to it.
+            if !connection.status().connected() {
+                return self.lost(Fault::Connection("the connection closed".to_owned()));
+            }
+            let event = tokio::select! {
+                // Cancel-safe: an event stays in the stream until it is taken.
+                event = time::timeout(Duration::from_secs(1), events.next()) => event,
+                () = self.stop.cancelled() => return Event::Stop,
+            };
+            match event {
+                Ok(Some(AmqpEvent::ConnectionBlocked(because))) => return Event::Blocked(because),
+                Ok(Some(AmqpEvent::ConnectionUnblocked)) => return Event::Unblocked,
+                Ok(Some(AmqpEvent::Error(error))) => {
+                    let fault = Fault::from(error);
+                    if !connection.status().connected() {
+                        return self.lost(fault);
+                    }
+                }
+                Ok(None) => {
+                    return self.lost(Fault::Connection("the connection closed".to_owned()));
+                }
+                Ok(Some(_)) | Err(_) => {}
+            }
+        }
+    }
+
+    fn lost(&self, fault: Fault) -> Event {
+        if self.stop.is_cancelled() {
+            return Event::Stop;
+        }
+        warn!(role = self.role, broker = self.config.broker(), error = %fault, "not connected");
+        self.tell.send_modify(|status| status.last_fault = Some(fault.to_string()));
+        Event::Lost(fault, self.began.elapsed())
+    }
+
+    fn publish(&self, state: &State, connection: &Option<Arc<Connection>>) {
+        self.tell.send_modify(|status| {
+            status.connection.clone_from(connection);
+            status.generation = state.generation;
+            status.blocked = match &state.phase {
+                Phase::Blocked { because } => Some(because.clone()),
+                _ => None,
+            };
+        });
+    }
+
+    async fn close(&self, connection: Option<Arc<Connection>>) {
+        self.tell.send_modify(|status| status.connection = None);
+        if let Some(connection) = connection {
+            _ = time::timeout(CLOSE_DEADLINE, connection.close(200, "done".into())).await;
+        }
+        self.tell.send_modify(|status| status.closed = true);
+    }
+
+    fn explain(&self, fault: Fault) -> ConnectError {
+        let uri = &self.config.hosts[0];
+        let (broker, user) = (self.config.broker(), uri.authority.userinfo.username.clone());
+        match fault {
+            Fault::Denied(because) => ConnectError::Denied { broker, user, because },
+            Fault::Vhost(because) => {
+                ConnectError::Vhost { broker, user, vhost: uri.vhost.clone(), because }
+            }
+            other => ConnectError::Unreachable { broker, because: other.to_string() },
+        }
+    }
+}

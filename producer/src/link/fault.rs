@@ -1,0 +1,70 @@
+//! What lapin's errors mean to us.
+//! In: an error of the client library. Out: a [`Fault`], the only form in which the rest of the
+//! code sees it.
+
+use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
+use lapin::{Error, ErrorKind};
+
+/// Why a channel or a connection does not do what we want.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Fault {
+    /// 404: exchange or queue is not there. Closes the channel.
+    #[error("{0}")]
+    Missing(String),
+    /// 406: it exists with other arguments, or the message is not acceptable. Closes the channel.
+    #[error("{0}")]
+    Mismatch(String),
+    /// 403: the user may not. Closes the channel, or the connection while it is opened.
+    #[error("{0}")]
+    Denied(String),
+    /// 530: the virtual host is not there or not for this user. Closes the connection.
+    #[error("{0}")]
+    Vhost(String),
+    /// Any other reason for which the broker closed the channel.
+    #[error("the broker closed the channel: {0}")]
+    Channel(String),
+    /// The connection is gone, or never came to be.
+    #[error("{0}")]
+    Connection(String),
+    /// The broker did not answer within our deadline.
+    #[error("the broker did not answer within {0}")]
+    Silent(String),
+    /// The broker cancelled the consumer: its queue was deleted, lost its leader, or a delivery
+    /// waited longer than the consumer timeout.
+    #[error("the broker cancelled the consumer")]
+    Cancelled,
+}
+
+impl Fault {
+    /// Whether only the channel is gone, by the broker's decision about what we asked for.
+    pub fn closes_channel_only(&self) -> bool {
+        matches!(self, Self::Missing(_) | Self::Mismatch(_) | Self::Denied(_) | Self::Channel(_))
+    }
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        match error.kind() {
+            ErrorKind::ProtocolError(amqp) => {
+                let text = amqp.get_message().to_string();
+                match amqp.kind() {
+                    AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) => Self::Missing(text),
+                    AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) => Self::Mismatch(text),
+                    AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => Self::Denied(text),
+                    AMQPErrorKind::Soft(_) => Self::Channel(text),
+                    AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) => Self::Vhost(text),
+                    AMQPErrorKind::Hard(_) => Self::Connection(text),
+                }
+            }
+            ErrorKind::InvalidChannelState(..) | ErrorKind::InvalidChannel(_) => {
+                Self::Channel(error.to_string())
+            }
+            ErrorKind::IOError(io) => Self::Connection(io.to_string()),
+            ErrorKind::MissingHeartbeatError => {
+                Self::Connection("no heartbeat from the broker".to_owned())
+            }
+            _ => Self::Connection(error.to_string()),
+        }
+    }
+}

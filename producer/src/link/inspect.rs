@@ -1,0 +1,84 @@
+//! Looks at queues without taking anything from them.
+//! In: queue names. Out: how many jobs are ready and how many consumers there are.
+
+use std::time::Duration;
+
+use lapin::options::QueueDeclareOptions;
+use lapin::types::FieldTable;
+use tokio::time::{self, Instant};
+
+use super::connection::Link;
+use super::fault::Fault;
+use crate::config::Config;
+use crate::error::DeadError;
+use crate::wire::delay::LEVELS;
+
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// Counts jobs in queues by passive declarations, which take nothing.
+///
+/// On RabbitMQ 4.3 a passive declaration needs the `configure` permission.
+#[derive(Debug)]
+pub struct Inspector {
+    link: Link,
+    config: Config,
+}
+
+/// What a passive look shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct QueueCount {
+    /// Jobs that wait; those that run now are not among them.
+    pub ready: u32,
+    /// Consumers, over all workers.
+    pub consumers: u32,
+}
+
+impl Inspector {
+    /// Opens a connection of its own, in the background.
+    pub fn new(config: &Config) -> Self {
+        Self { link: Link::open(config, "inspect"), config: config.clone() }
+    }
+
+    /// One queue by its full name on the broker; `None` if it is not there.
+    ///
+    /// # Errors
+    /// [`DeadError`] when the broker cannot be asked.
+    pub async fn count(&self, queue: &str) -> Result<Option<QueueCount>, DeadError> {
+        let deadline = Instant::now() + self.config.publish_deadline;
+        let channel = self.link.channel(deadline).await?.channel;
+        let options = QueueDeclareOptions { passive: true, ..Default::default() };
+        let look = channel.queue_declare(queue.into(), options, FieldTable::default());
+        match time::timeout(ANSWER, look).await.map(|looked| looked.map_err(Fault::from)) {
+            Ok(Ok(found)) => {
+                _ = channel.close(200, "seen".into()).await;
+                let (ready, consumers) = (found.message_count(), found.consumer_count());
+                Ok(Some(QueueCount { ready, consumers }))
+            }
+            Ok(Err(Fault::Missing(_))) => Ok(None),
+            Ok(Err(Fault::Denied(because))) => Err(DeadError::Denied { because }),
+            Ok(Err(fault)) => Err(DeadError::Broker { because: fault.to_string() }),
+            Err(_) => Err(DeadError::Broker { because: "no answer within 10s".to_owned() }),
+        }
+    }
+
+    /// Jobs on each level of the delay ladder, up to the first level that was never used.
+    ///
+    /// # Errors
+    /// [`DeadError`] when the broker cannot be asked.
+    pub async fn delayed(&self) -> Result<Vec<u32>, DeadError> {
+        let mut levels = Vec::new();
+        for level in 0..LEVELS {
+            match self.count(&self.config.topology().delay(level)).await? {
+                Some(count) => levels.push(count.ready),
+                None => break,
+            }
+        }
+        Ok(levels)
+    }
+
+    /// Closes the connection.
+    pub async fn close(&self) {
+        self.link.close().await;
+    }
+}

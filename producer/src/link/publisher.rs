@@ -1,0 +1,202 @@
+//! Confirmed, mandatory, windowed publishing that outlives connections.
+//! In: messages, each with a deadline. Out: one verdict each. What a lost connection leaves without
+//! a verdict is sent again under the same id until its deadline.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use lapin::Channel;
+use lapin::options::ConfirmSelectOptions;
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::{self, Instant};
+
+use super::connection::Link;
+use super::fault::Fault;
+use super::io;
+use super::window::{self, Message, Sent};
+
+/// Messages that one channel has in flight.
+const WINDOW: usize = 256;
+/// Two channels taking turns hide the wait at the end of a window.
+const LANES: usize = 2;
+/// With the two windows in flight a producer holds 1,000 jobs or 8 MiB before `publish` itself
+/// waits: back-pressure, not growth.
+const WAITING_JOBS: usize = 1_000 - LANES * WINDOW;
+const WAITING_BYTES: usize = 8 * 1024 * 1024;
+/// How often a lane without a connection looks which callers still wait.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Hands messages to the lanes.
+#[derive(Debug, Clone)]
+pub(crate) struct Publisher {
+    requests: mpsc::Sender<Request>,
+    bytes: Arc<Semaphore>,
+    link: Link,
+}
+
+/// What became of a publish that got an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Answer {
+    Confirmed,
+    Unroutable,
+    Refused,
+    /// The broker closed the channel over this very message.
+    Objected(Fault),
+}
+
+/// No answer within the deadline.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NoAnswer {
+    pub(crate) may_have_arrived: bool,
+    pub(crate) because: String,
+}
+
+#[derive(Debug)]
+struct Request {
+    message: Message,
+    answer: oneshot::Sender<Answer>,
+    sent: Arc<AtomicBool>,
+    _bytes: OwnedSemaphorePermit,
+}
+
+impl Publisher {
+    pub(crate) fn new(link: Link) -> Self {
+        let (requests, waiting) = mpsc::channel(WAITING_JOBS);
+        let waiting = Arc::new(Mutex::new(waiting));
+        for _ in 0..LANES {
+            let lane = Lane {
+                link: link.clone(),
+                waiting: Arc::clone(&waiting),
+                again: Vec::new(),
+                channel: None,
+                alone: false,
+            };
+            io::handle().spawn(lane.run());
+        }
+        Self { requests, bytes: Arc::new(Semaphore::new(WAITING_BYTES)), link }
+    }
+
+    /// Waits for the verdict until `deadline`. Dropping the future does not recall the message.
+    pub(crate) async fn publish(
+        &self,
+        message: Message,
+        deadline: Instant,
+    ) -> Result<Answer, NoAnswer> {
+        let sent = Arc::new(AtomicBool::new(false));
+        let wait = async {
+            let weight = message.payload.len().clamp(1, WAITING_BYTES) as u32;
+            let bytes = Arc::clone(&self.bytes).acquire_many_owned(weight).await.ok()?;
+            let (answer, verdict) = oneshot::channel();
+            let request = Request { message, answer, sent: Arc::clone(&sent), _bytes: bytes };
+            self.requests.send(request).await.ok()?;
+            verdict.await.ok()
+        };
+        match time::timeout_at(deadline, wait).await {
+            Ok(Some(answer)) => Ok(answer),
+            Ok(None) => Err(self.no_answer(&sent, "the producer was closed")),
+            Err(_) => Err(self.no_answer(&sent, "the broker did not confirm it")),
+        }
+    }
+
+    fn no_answer(&self, sent: &AtomicBool, otherwise: &str) -> NoAnswer {
+        let trouble = self.link.trouble();
+        let because = if trouble.is_empty() { otherwise.to_owned() } else { trouble };
+        NoAnswer { may_have_arrived: sent.load(Ordering::Acquire), because }
+    }
+}
+
+/// The one task that owns a publishing channel.
+struct Lane {
+    link: Link,
+    /// The lanes take turns at it: whoever holds it gathers the next window.
+    waiting: Arc<Mutex<mpsc::Receiver<Request>>>,
+    /// Taken, but without a verdict yet.
+    again: Vec<Request>,
+    channel: Option<Channel>,
+    /// The broker closed the channel over one message of a window: one by one until it is found.
+    alone: bool,
+}
+
+impl Lane {
+    /// Ends when every producer is gone and nothing is left to send.
+    async fn run(mut self) {
+        while self.gather().await {
+            let Some(channel) = self.channel().await else { continue };
+            let window = self.next_window();
+            for request in &window {
+                request.sent.store(true, Ordering::Release);
+            }
+            let messages: Vec<_> = window.iter().map(|request| &request.message).collect();
+            let verdicts = window::publish(&channel, &messages).await;
+            self.settle(window, verdicts);
+        }
+    }
+
+    /// Sees to it that there is something to send. `false`: never again.
+    async fn gather(&mut self) -> bool {
+        self.again.retain(|request| !request.answer.is_closed());
+        if !self.again.is_empty() {
+            return true;
+        }
+        self.alone = false;
+        self.waiting.lock().await.recv_many(&mut self.again, WINDOW).await > 0
+    }
+
+    /// The lane's channel in confirm mode; `None` after a while without a connection.
+    async fn channel(&mut self) -> Option<Channel> {
+        if let Some(channel) = self.channel.take_if(|channel| channel.status().connected()) {
+            self.channel = Some(channel.clone());
+            return Some(channel);
+        }
+        let deadline = Instant::now() + LOOK;
+        let channel = self.link.channel(deadline).await.ok()?.channel;
+        let confirms = channel.confirm_select(ConfirmSelectOptions::default());
+        time::timeout_at(deadline, confirms).await.ok()?.ok()?;
+        self.channel = Some(channel.clone());
+        Some(channel)
+    }
+
+    /// Takes what goes out together: all, or up to the second message with an id that is in it
+    /// already, because returns are told apart by id.
+    fn next_window(&mut self) -> Vec<Request> {
+        let end = if self.alone { 1 } else { before_a_repeated_id(&self.again) };
+        let rest = self.again.split_off(end);
+        std::mem::replace(&mut self.again, rest)
+    }
+
+    fn settle(&mut self, window: Vec<Request>, verdicts: Vec<Sent>) {
+        let only_one = window.len() == 1;
+        let mut unknown = Vec::new();
+        for (request, sent) in window.into_iter().zip(verdicts) {
+            let answer = match sent {
+                Sent::Confirmed => Answer::Confirmed,
+                Sent::Unroutable => Answer::Unroutable,
+                Sent::Refused => Answer::Refused,
+                Sent::Unknown(fault) if fault.closes_channel_only() && only_one => {
+                    Answer::Objected(fault)
+                }
+                Sent::Unknown(fault) => {
+                    self.alone |= fault.closes_channel_only();
+                    unknown.push(request);
+                    continue;
+                }
+            };
+            // Nobody waits any more: the verdict is nobody's business.
+            _ = request.answer.send(answer);
+        }
+        if !unknown.is_empty() {
+            // Also after a silent window: its late confirms must not be taken for later ones.
+            self.channel = None;
+            unknown.append(&mut self.again);
+            self.again = unknown;
+        }
+    }
+}
+
+fn before_a_repeated_id(requests: &[Request]) -> usize {
+    let mut seen = HashSet::with_capacity(requests.len());
+    let repeated = requests.iter().position(|request| !seen.insert(&request.message.id));
+    repeated.unwrap_or(requests.len())
+}

@@ -1,0 +1,274 @@
+//! The supervision state machine, pure: for connections and for consumers alike.
+//! In: what happened. Out: what to do next. A link that ends while nobody asked it to is a lost
+//! link, and lost links are restored for as long as the process lives.
+//!
+//! ```text
+//!            Begin/open                Opened
+//!   Down ───────────────▶ Opening ───────────────▶ Up ◀──▶ Blocked
+//!    ▲                       │                      │         │
+//!    └──── wait, then open ──┴──── Lost(fault) ─────┴─────────┘
+//!          (a missing queue: declare, then open)
+//!   Stop from anywhere ▶ Stopped        denied before the first Opened, patience over ▶ Failed
+//! ```
+
+use std::time::Duration;
+
+use super::fault::Fault;
+
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+const LONGEST_WAIT: Duration = Duration::from_millis(1_500);
+const LONGEST_WAIT_DENIED: Duration = Duration::from_secs(30);
+
+/// Where a link stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Phase {
+    /// Not open; so many tries in a row did not help.
+    Down {
+        /// Tries since it was last up.
+        failures: u32,
+    },
+    /// Being opened.
+    Opening {
+        /// Tries since it was last up.
+        failures: u32,
+    },
+    /// Working.
+    Up,
+    /// Connected, but the broker reads nothing from us: memory or disk alarm.
+    Blocked {
+        /// The broker's words.
+        because: String,
+    },
+    /// Given up; only before it was ever up.
+    Failed,
+    /// Ended by us.
+    Stopped,
+}
+
+/// A link with what it remembers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct State {
+    /// Where it stands.
+    pub phase: Phase,
+    /// Raised each time it is opened: what belongs to an earlier generation is not believed.
+    pub generation: u64,
+    /// How long refused credentials are tried again before the first success.
+    pub patience: Duration,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// The supervisor begins, or has waited as told.
+    Begin,
+    /// It is open.
+    Opened,
+    /// Opening did not work, or it was lost; with the time since the supervisor began.
+    Lost(Fault, Duration),
+    /// The broker blocks us.
+    Blocked(String),
+    /// The broker reads again.
+    Unblocked,
+    /// We were told to stop.
+    Stop,
+}
+
+/// What to do next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Action {
+    /// Open it now.
+    Open,
+    /// Declare what is missing, then open.
+    Declare,
+    /// Wait so long, then send [`Event::Begin`].
+    Wait(Duration),
+    /// Nothing: watch it.
+    Watch,
+    /// Tell everybody that it cannot be had.
+    GiveUp(Fault),
+    /// Close it.
+    Close,
+}
+
+impl State {
+    /// A link that was never up.
+    pub fn new(patience: Duration) -> Self {
+        Self { phase: Phase::Down { failures: 0 }, generation: 0, patience }
+    }
+
+    /// Whether it was ever up.
+    pub fn was_up(&self) -> bool {
+        self.generation > 0
+    }
+
+    /// Decides. `jitter` is a number in 0..1 that spreads the waits of many workers.
+    #[must_use]
+    pub fn next(mut self, event: Event, jitter: f64) -> (Self, Action) {
+        let failures = match self.phase {
+            Phase::Stopped | Phase::Failed => return (self, Action::Close),
+            Phase::Down { failures } | Phase::Opening { failures } => failures,
+            Phase::Up | Phase::Blocked { .. } => 0,
+        };
+        let action = match event {
+            Event::Begin => {
+                self.phase = Phase::Opening { failures };
+                Action::Open
+            }
+            Event::Opened => {
+                self.phase = Phase::Up;
+                self.generation += 1;
+                Action::Watch
+            }
+            Event::Lost(fault, elapsed) => return self.lost(fault, failures, elapsed, jitter),
+            Event::Blocked(because) => {
+                self.phase = Phase::Blocked { because };
+                Action::Watch
+            }
+            Event::Unblocked => {
+                self.phase = Phase::Up;
+                Action::Watch
+            }
+            Event::Stop => {
+                self.phase = Phase::Stopped;
+                Action::Close
+            }
+        };
+        (self, action)
+    }
+
+    fn lost(mut self, fault: Fault, failures: u32, elapsed: Duration, jitter: f64) -> (Self, Action) {
+        let denied = matches!(fault, Fault::Denied(_) | Fault::Vhost(_) | Fault::Mismatch(_));
+        if denied && !self.was_up() && elapsed >= self.patience {
+            self.phase = Phase::Failed;
+            return (self, Action::GiveUp(fault));
+        }
+        self.phase = Phase::Down { failures: failures.saturating_add(1) };
+        // The first 404 is an invitation to declare; one right after declaring is a fault.
+        if matches!(fault, Fault::Missing(_)) && failures == 0 {
+            return (self, Action::Declare);
+        }
+        let most = if denied { LONGEST_WAIT_DENIED } else { LONGEST_WAIT };
+        (self, Action::Wait(backoff(failures, most, jitter)))
+    }
+}
+
+/// Doubles from 0.1 s up to `most`; half of it is fixed, half is jitter.
+fn backoff(failures: u32, most: Duration, jitter: f64) -> Duration {
+    let whole = FIRST_WAIT.saturating_mul(1 << failures.min(16)).min(most);
+    whole / 2 + (whole / 2).mul_f64(jitter.clamp(0.0, 1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    fn up() -> State {
+        let (state, _) = State::new(PATIENCE).next(Event::Begin, 1.0);
+        state.next(Event::Opened, 1.0).0
+    }
+
+    fn lost(fault: Fault) -> Event {
+        Event::Lost(fault, Duration::ZERO)
+    }
+
+    fn gone() -> Fault {
+        Fault::Connection("reset".into())
+    }
+
+    #[test]
+    fn the_usual_life() {
+        let (state, action) = State::new(PATIENCE).next(Event::Begin, 1.0);
+        assert_eq!((&state.phase, action), (&Phase::Opening { failures: 0 }, Action::Open));
+        let (state, action) = state.next(Event::Opened, 1.0);
+        assert_eq!((&state.phase, state.generation, action), (&Phase::Up, 1, Action::Watch));
+        let (state, action) = state.next(lost(gone()), 1.0);
+        assert_eq!(action, Action::Wait(Duration::from_millis(100)));
+        let (state, _) = state.next(Event::Begin, 1.0);
+        let (state, _) = state.next(Event::Opened, 1.0);
+        assert_eq!((&state.phase, state.generation), (&Phase::Up, 2));
+        assert_eq!(state.next(Event::Stop, 1.0).1, Action::Close);
+    }
+
+    #[test]
+    fn waits_grow_to_one_and_a_half_seconds_or_to_thirty_when_denied() {
+        for (fault, most) in [(gone(), LONGEST_WAIT), (Fault::Denied("no".into()), LONGEST_WAIT_DENIED)]
+        {
+            let mut state = up();
+            let mut waits = Vec::new();
+            for _ in 0..20 {
+                let (next, action) = state.next(lost(fault.clone()), 1.0);
+                let Action::Wait(wait) = action else { panic!("{action:?}") };
+                waits.push(wait);
+                state = next.next(Event::Begin, 1.0).0;
+            }
+            assert!(waits.is_sorted());
+            assert_eq!((waits[0], waits[19]), (FIRST_WAIT, most));
+        }
+    }
+
+    #[test]
+    fn refused_credentials_end_it_only_at_the_first_connect_and_after_the_patience() {
+        let denied = |after| Event::Lost(Fault::Denied("no".into()), after);
+        let fresh = State::new(PATIENCE);
+        assert!(matches!(fresh.clone().next(denied(PATIENCE / 2), 1.0).1, Action::Wait(_)));
+        let (state, action) = fresh.next(denied(PATIENCE), 1.0);
+        assert_eq!(action, Action::GiveUp(Fault::Denied("no".into())));
+        assert_eq!(state.phase, Phase::Failed);
+        assert!(matches!(up().next(denied(PATIENCE * 100), 1.0).1, Action::Wait(_)));
+    }
+
+    #[test]
+    fn an_unreachable_broker_is_waited_for_however_long_it_takes() {
+        let event = Event::Lost(gone(), Duration::from_secs(86_400));
+        assert!(matches!(State::new(PATIENCE).next(event, 1.0).1, Action::Wait(_)));
+    }
+
+    #[test]
+    fn a_missing_queue_is_declared_once_then_waited_for() {
+        let missing = || lost(Fault::Missing("no queue".into()));
+        let (state, action) = up().next(missing(), 1.0);
+        assert_eq!(action, Action::Declare);
+        let (state, _) = state.next(Event::Begin, 1.0);
+        assert!(matches!(state.next(missing(), 1.0).1, Action::Wait(_)));
+    }
+
+    #[test]
+    fn blocked_and_back() {
+        let (state, _) = up().next(Event::Blocked("low on memory".into()), 1.0);
+        assert_eq!(state.phase, Phase::Blocked { because: "low on memory".into() });
+        assert_eq!(state.next(Event::Unblocked, 1.0).0.phase, Phase::Up);
+    }
+
+    proptest! {
+        /// Whatever happens in whatever order, a link that was once up is never given up, and the
+        /// only action after a loss is one that leads back to opening it.
+        #[test]
+        fn a_link_that_was_up_is_always_restored(faults in proptest::collection::vec(0u8..7, 1..50)) {
+            let mut state = up();
+            for fault in faults {
+                let fault = match fault {
+                    0 => Fault::Missing("m".into()),
+                    1 => Fault::Mismatch("m".into()),
+                    2 => Fault::Denied("d".into()),
+                    3 => Fault::Vhost("v".into()),
+                    4 => Fault::Channel("c".into()),
+                    5 => Fault::Silent("5s".into()),
+                    _ => Fault::Cancelled,
+                };
+                let (next, action) = state.next(Event::Lost(fault, Duration::from_secs(3600)), 0.5);
+                prop_assert!(matches!(action, Action::Declare | Action::Wait(_)), "{:?}", action);
+                let (next, action) = next.next(Event::Begin, 0.5);
+                prop_assert_eq!(action, Action::Open);
+                state = next;
+            }
+            let generation = state.generation;
+            prop_assert_eq!(state.next(Event::Opened, 0.5).0.generation, generation + 1);
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! What a sender may say about one job.
+//! In: setters. Out: an envelope and, for a delayed job, its delay.
+
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+
+use crate::error::PublishError;
+use crate::producer::{check_kind, check_queue};
+use crate::wire::delay::Delay;
+use crate::wire::envelope::{Envelope, to_ms};
+
+const LONGEST_TEXT: usize = 255;
+
+/// Options of one publish; each defaults to what the job type says, or to nothing.
+///
+/// ```
+/// use forebay_producer::PublishOptions;
+/// use std::time::Duration;
+///
+/// let options = PublishOptions::new()
+///     .id("order-4711")
+///     .delay(Duration::from_secs(300))
+///     .header("tenant", "acme");
+/// # let _ = options;
+/// ```
+#[derive(Debug, Clone, Default)]
+#[must_use]
+pub struct PublishOptions {
+    id: Option<String>,
+    queue: Option<String>,
+    when: Option<When>,
+    expires: Option<Expiry>,
+    key: Option<String>,
+    headers: Vec<(String, String)>,
+    correlation_id: Option<String>,
+    reply_to: Option<String>,
+    priority: Option<u8>,
+    pub(crate) deadline: Option<Duration>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum When {
+    After(Duration),
+    At(SystemTime),
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Expiry {
+    After(Duration),
+    At(SystemTime),
+}
+
+impl PublishOptions {
+    /// No options.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the job id, at most 255 bytes. Default: a new UUIDv7.
+    ///
+    /// The broker does not deduplicate: a second publish under the same id is a second job.
+    pub fn id(mut self, id: impl Into<String>) -> Self {
+        self.id = Some(id.into());
+        self
+    }
+
+    /// Sets the queue. Default: the job type's.
+    pub fn queue(mut self, queue: impl Into<String>) -> Self {
+        self.queue = Some(queue.into());
+        self
+    }
+
+    /// Runs the job no earlier than after `delay`, up to 310 days, by the broker's clock. It comes
+    /// at most 2 % and 0.1 s later plus the time of its hops.
+    pub fn delay(mut self, delay: Duration) -> Self {
+        self.when = Some(When::After(delay));
+        self
+    }
+
+    /// Runs the job no earlier than at `time`; now if that has passed. This machine's clock turns
+    /// it into a delay.
+    pub fn run_at(mut self, time: SystemTime) -> Self {
+        self.when = Some(When::At(time));
+        self
+    }
+
+    /// Dead-letters the job as `expired` instead of running it later than this from now.
+    pub fn expires_after(mut self, time: Duration) -> Self {
+        self.expires = Some(Expiry::After(time));
+        self
+    }
+
+    /// Dead-letters the job as `expired` instead of running it later than `time`.
+    pub fn expires_at(mut self, time: SystemTime) -> Self {
+        self.expires = Some(Expiry::At(time));
+        self
+    }
+
+    /// Names the piece of work, for handlers that must do it once: a second job with the same key
+    /// is the same work.
+    pub fn idempotency_key(mut self, key: impl Into<String>) -> Self {
+        self.key = Some(key.into());
+        self
+    }
+
+    /// Adds a header of your own; it stays on the job through retries and redrives.
+    pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.headers.push((name.into(), value.into()));
+        self
+    }
+
+    /// Sets the `correlation_id` property.
+    pub fn correlation_id(mut self, id: impl Into<String>) -> Self {
+        self.correlation_id = Some(id.into());
+        self
+    }
+
+    /// Sets the `priority` property, passed through to the broker.
+    pub fn priority(mut self, priority: u8) -> Self {
+        self.priority = Some(priority);
+        self
+    }
+
+    /// Sets how long this publish waits for its confirm. Default: the configuration's.
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = Some(deadline);
+        self
+    }
+
+    pub(crate) fn reply_to(mut self, address: String) -> Self {
+        self.reply_to = Some(address);
+        self
+    }
+
+    pub(crate) fn queue_unless_set(mut self, queue: &str) -> Self {
+        self.queue.get_or_insert_with(|| queue.to_owned());
+        self
+    }
+
+    pub(crate) fn into_envelope(
+        self,
+        kind: &str,
+        payload: Bytes,
+        now: SystemTime,
+    ) -> Result<(Envelope, Option<Delay>), PublishError> {
+        check_kind(kind)?;
+        let queue = self.queue.unwrap_or_else(|| "default".to_owned());
+        check_queue(&queue)?;
+        let mut envelope = Envelope::new(kind, queue, payload);
+        if let Some(id) = self.id {
+            envelope.id = checked("id", id)?;
+        }
+        envelope.idempotency_key = self.key.map(|key| checked("key", key)).transpose()?;
+        envelope.correlation_id =
+            self.correlation_id.map(|id| checked("correlation id", id)).transpose()?;
+        envelope.reply_to = self.reply_to;
+        envelope.priority = self.priority;
+        envelope.expires_at_ms = self.expires.map(|expiry| match expiry {
+            Expiry::After(time) => to_ms(now + time),
+            Expiry::At(time) => to_ms(time),
+        });
+        for (name, value) in &self.headers {
+            envelope.set_header(name, value).map_err(|why| PublishError::Option {
+                option: "header",
+                value: name.clone(),
+                why,
+            })?;
+        }
+        let delay = match self.when {
+            None => None,
+            Some(When::After(delay)) => Delay::new(delay)?,
+            Some(When::At(time)) => Delay::new(time.duration_since(now).unwrap_or_default())?,
+        };
+        Ok((envelope, delay))
+    }
+}
+
+fn checked(option: &'static str, value: String) -> Result<String, PublishError> {
+    let why = if value.is_empty() {
+        "it is empty".to_owned()
+    } else if value.len() > LONGEST_TEXT {
+        format!("it has {} bytes, {LONGEST_TEXT} are the most", value.len())
+    } else {
+        return Ok(value);
+    };
+    Err(PublishError::Option { option, value, why })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn build(options: PublishOptions) -> Result<(Envelope, Option<Delay>), PublishError> {
+        options.into_envelope("email.send", Bytes::from_static(b"{}"), SystemTime::now())
+    }
+
+    #[test]
+    fn nothing_said_means_a_new_id_and_the_default_queue_now() {
+        let (envelope, delay) = build(PublishOptions::new()).unwrap();
+        assert_eq!((envelope.queue.as_str(), delay), ("default", None));
+        assert_eq!(envelope.id.len(), 36);
+    }
+
+    #[test]
+    fn a_time_that_has_passed_means_now() {
+        let past = SystemTime::now() - Duration::from_secs(60);
+        assert_eq!(build(PublishOptions::new().run_at(past)).unwrap().1, None);
+    }
+
+    #[test]
+    fn what_cannot_be_sent_is_refused_with_option_value_and_reason() {
+        for (options, expected) in [
+            (PublishOptions::new().id(""), "id ``"),
+            (PublishOptions::new().id("x".repeat(256)), "256 bytes"),
+            (PublishOptions::new().queue("No"), "queue `No`"),
+            (PublishOptions::new().header("x-death", "1"), "belong to the broker"),
+            (PublishOptions::new().header("CC", "1"), "belong to the broker"),
+            (PublishOptions::new().header("forebay-attempt", "1"), "publish options"),
+            (PublishOptions::new().delay(Duration::from_secs(u64::MAX / 2000)), "310 days"),
+        ] {
+            let error = build(options).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+}

@@ -1,0 +1,386 @@
+//! The producer: how a job gets onto the broker.
+//! In: jobs and options. Out: the broker has confirmed and routed them, or a typed error.
+
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, stream};
+use tokio::time::Instant;
+use tracing::debug;
+
+use crate::config::Config;
+use crate::error::{BulkError, ConnectError, PublishError, TopologyError};
+use crate::link::connection::Link;
+use crate::link::declare::Declarer;
+use crate::link::fault::Fault;
+use crate::link::publisher::{Answer, NoAnswer, Publisher};
+use crate::link::window::Message;
+use crate::options::PublishOptions;
+use crate::wire::delay::Delay;
+use crate::wire::envelope::Envelope;
+use crate::wire::job::Job;
+use crate::wire::topology::{QueueType, Topology, check_queue_name};
+
+/// Properties and headers together stay below half a frame: a larger header frame makes the broker
+/// close the whole connection.
+const HEADER_LIMIT: usize = 64 * 1024;
+const MOST_FAILURES: usize = 1_000;
+const BULK_WINDOW: usize = 1_000;
+
+/// Publishes jobs with confirms; clones share one connection, which is opened at first need.
+///
+/// `Ok` from any of its methods means: the broker has routed the job to its queue and confirmed
+/// that it is stored (RabbitMQ docs, "Publisher Confirms"); for a delayed job, that the first level
+/// of the delay ladder has it and its queue is there. While the broker is away, publishes wait and
+/// are sent again under the same id until their deadline.
+///
+/// ```no_run
+/// use forebay_producer::{Config, Job, Producer, PublishOptions};
+/// use serde::{Deserialize, Serialize};
+/// use std::time::Duration;
+///
+/// #[derive(Serialize, Deserialize)]
+/// struct SendEmail { to: String }
+/// impl Job for SendEmail { const KIND: &'static str = "email.send"; }
+///
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let producer = Producer::new(&Config::from_env()?);
+/// let job = SendEmail { to: "ada@example.org".into() };
+/// producer.publish(&job).await?;
+/// let later = PublishOptions::new().delay(Duration::from_secs(300));
+/// producer.publish_with(&job, later).await?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Producer {
+    config: Config,
+    link: Link,
+    publisher: Publisher,
+    declarer: Declarer,
+}
+
+/// A published job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Receipt {
+    /// Job id.
+    pub id: String,
+    /// The queue it waits on, or will once its delay is over.
+    pub queue: String,
+    /// The delay, as the ladder carries it.
+    pub delay: Option<Duration>,
+}
+
+/// Where an envelope goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Destination {
+    /// Its queue, now.
+    Queue,
+    /// Its queue, after a while on the delay ladder.
+    Later(Delay),
+    /// Its queue's dead letters.
+    DeadLetters,
+}
+
+impl Producer {
+    /// Makes a producer and starts to connect in the background; never fails and never waits.
+    pub fn new(config: &Config) -> Self {
+        let link = Link::open(config, "publish");
+        Self {
+            config: config.clone(),
+            publisher: Publisher::new(link.clone()),
+            declarer: Declarer::new(link.clone(), config),
+            link,
+        }
+    }
+
+    /// Makes a producer and waits until it is connected, at most for the publish deadline.
+    ///
+    /// # Errors
+    /// [`ConnectError`] saying what to mend.
+    pub async fn connect(config: &Config) -> Result<Self, ConnectError> {
+        let producer = Self::new(config);
+        producer.link.connected(producer.deadline()).await?;
+        Ok(producer)
+    }
+
+    /// Publishes a job to its own queue.
+    ///
+    /// # Errors
+    /// [`PublishError`]; unless it is [`PublishError::Unconfirmed`] with `may_have_arrived`, the
+    /// job is not on the queue.
+    pub async fn publish<J: Job>(&self, job: &J) -> Result<Receipt, PublishError> {
+        self.publish_with(job, PublishOptions::new()).await
+    }
+
+    /// Publishes a job with options: id, queue, delay, expiry, headers…
+    ///
+    /// # Errors
+    /// As [`Producer::publish`].
+    pub async fn publish_with<J: Job>(
+        &self,
+        job: &J,
+        options: PublishOptions,
+    ) -> Result<Receipt, PublishError> {
+        self.publish_raw(J::KIND, encode(job)?, options.queue_unless_set(J::QUEUE)).await
+    }
+
+    /// Publishes a payload that is JSON already, for a kind known only at run time. Queue: the
+    /// option's, else `default`.
+    ///
+    /// # Errors
+    /// As [`Producer::publish`].
+    pub async fn publish_raw(
+        &self,
+        kind: &str,
+        payload: impl Into<Bytes>,
+        options: PublishOptions,
+    ) -> Result<Receipt, PublishError> {
+        let deadline = options.deadline.map_or_else(|| self.deadline(), |wait| Instant::now() + wait);
+        let (envelope, delay) = options.into_envelope(kind, payload.into(), SystemTime::now())?;
+        let destination = delay.map_or(Destination::Queue, Destination::Later);
+        self.send(&envelope, destination, deadline).await?;
+        let delay = delay.map(Delay::duration);
+        Ok(Receipt { id: envelope.id, queue: envelope.queue, delay })
+    }
+
+    /// Publishes a stream of jobs, up to 1,000 at a time, and returns how many there were once all
+    /// are confirmed. Jobs reach their queue in any order.
+    ///
+    /// Stops taking from the stream when the broker is out of reach.
+    ///
+    /// # Errors
+    /// [`BulkError`] says which jobs failed, by their place in the stream, and where to continue.
+    pub async fn publish_all<J: Job>(
+        &self,
+        jobs: impl Stream<Item = J> + Send,
+    ) -> Result<u64, BulkError> {
+        let mut broken_off = false;
+        let mut report = BulkError { confirmed: 0, failures: Vec::new(), failed: 0, stopped_at: None };
+        let mut taken = 0;
+        let mut jobs = std::pin::pin!(jobs);
+        let mut flying = stream::FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                biased;
+                // Cancel-safe: what has not ended stays in the set.
+                Some((place, result)) = flying.next() => match result {
+                    Ok(_) => report.confirmed += 1,
+                    Err(error) => {
+                        broken_off |= matches!(error, PublishError::Unconfirmed { .. });
+                        report.failed += 1;
+                        if report.failures.len() < MOST_FAILURES {
+                            report.failures.push((place, error));
+                        }
+                    }
+                },
+                // Cancel-safe: `next` of a pinned stream holds no item.
+                next = jobs.next(), if !broken_off && flying.len() < BULK_WINDOW => {
+                    let Some(job) = next else { break };
+                    let place = taken;
+                    taken += 1;
+                    flying.push(async move { (place, self.publish(&job).await) });
+                }
+                else => { report.stopped_at = Some(taken); break }
+            }
+        }
+        while let Some((place, result)) = flying.next().await {
+            match result {
+                Ok(_) => report.confirmed += 1,
+                Err(error) => {
+                    report.failed += 1;
+                    report.failures.push((place, error));
+                }
+            }
+        }
+        if report.failed == 0 && report.stopped_at.is_none() { Ok(report.confirmed) } else { Err(report) }
+    }
+
+    /// Publishes an envelope as it stands: what retries, dead letters and redrives are made of.
+    ///
+    /// # Errors
+    /// As [`Producer::publish`], by `deadline` at the latest.
+    pub async fn send(
+        &self,
+        envelope: &Envelope,
+        destination: Destination,
+        deadline: Instant,
+    ) -> Result<(), PublishError> {
+        self.check_size(envelope)?;
+        if let Destination::Later(delay) = destination {
+            self.prepare(envelope, Some(delay), deadline).await?;
+        }
+        let message = self.message(envelope, destination);
+        match self.attempt(envelope, message.clone(), deadline).await? {
+            // Somebody has deleted it, or it was never there: declare, and try once more.
+            Answer::Unroutable | Answer::Objected(Fault::Missing(_)) => {
+                self.declarer.forget(&envelope.queue);
+                let delay = match destination {
+                    Destination::Later(delay) => Some(delay),
+                    _ => None,
+                };
+                debug!(job.id = envelope.id, queue = envelope.queue, "declaring what is missing");
+                self.prepare(envelope, delay, deadline).await?;
+                let answer = self.attempt(envelope, message, deadline).await?;
+                self.verdict(envelope, answer)
+            }
+            answer => self.verdict(envelope, answer),
+        }
+    }
+
+    /// Answers a caller: to the queue it named, without waiting for it to be routed.
+    ///
+    /// # Errors
+    /// As [`Producer::publish`]; a lost answer never fails the job.
+    pub async fn reply(&self, envelope: &Envelope, deadline: Instant) -> Result<(), PublishError> {
+        self.check_size(envelope)?;
+        let message = Message {
+            exchange: String::new(),
+            routing_key: envelope.queue.clone(),
+            properties: envelope.properties(),
+            payload: envelope.payload.clone(),
+            id: envelope.id.clone(),
+        };
+        let answer = self.attempt(envelope, message, deadline).await?;
+        self.verdict(envelope, answer)
+    }
+
+    /// Declares a queue with all that belongs to it, if it is not there.
+    ///
+    /// # Errors
+    /// [`TopologyError`] naming what could not be declared and the way out.
+    pub async fn declare(&self, queue: &str, queue_type: QueueType) -> Result<(), TopologyError> {
+        self.declarer.ensure_queue(queue, queue_type, self.deadline()).await
+    }
+
+    /// Names and arguments under this producer's namespace.
+    pub fn topology(&self) -> &Topology {
+        self.config.topology()
+    }
+
+    /// The connection, for readiness and metrics.
+    pub fn link(&self) -> &Link {
+        &self.link
+    }
+
+    /// Closes the connection once what was published is confirmed or given up by its callers.
+    pub async fn close(&self) {
+        self.link.close().await;
+    }
+
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.config.publish_deadline
+    }
+
+    fn check_size(&self, envelope: &Envelope) -> Result<(), PublishError> {
+        let too_large = |what, bytes, limit| {
+            Err(PublishError::TooLarge { id: envelope.id.clone(), what, bytes, limit })
+        };
+        let (payload, limit) = (envelope.payload.len(), self.config.payload_limit);
+        if payload > limit {
+            return too_large("payload", payload, limit);
+        }
+        let headers = envelope.header_bytes();
+        if headers > HEADER_LIMIT {
+            return too_large("headers", headers, HEADER_LIMIT);
+        }
+        Ok(())
+    }
+
+    async fn prepare(
+        &self,
+        envelope: &Envelope,
+        delay: Option<Delay>,
+        deadline: Instant,
+    ) -> Result<(), PublishError> {
+        let queue = &envelope.queue;
+        let ensure = async {
+            let kept = self.config.type_of(queue);
+            self.declarer.ensure_queue(queue, kept, deadline).await?;
+            match delay {
+                Some(delay) => self.declarer.ensure_ladder(delay.level(), deadline).await,
+                None => Ok(()),
+            }
+        };
+        ensure.await.map_err(|source| match source {
+            TopologyError::Connect(error) => PublishError::Unconfirmed {
+                id: envelope.id.clone(),
+                may_have_arrived: false,
+                because: error.to_string(),
+            },
+            source => {
+                PublishError::Topology { id: envelope.id.clone(), queue: queue.clone(), source }
+            }
+        })
+    }
+
+    fn message(&self, envelope: &Envelope, destination: Destination) -> Message {
+        let (topology, queue) = (self.config.topology(), &envelope.queue);
+        let (exchange, routing_key) = match destination {
+            Destination::Queue => (topology.jobs_exchange().to_owned(), queue.clone()),
+            Destination::Later(delay) => {
+                (topology.delay(delay.level()), delay.routing_key(queue))
+            }
+            Destination::DeadLetters => (topology.dead_exchange(), queue.clone()),
+        };
+        Message {
+            exchange,
+            routing_key,
+            properties: envelope.properties(),
+            payload: envelope.payload.clone(),
+            id: envelope.id.clone(),
+        }
+    }
+
+    async fn attempt(
+        &self,
+        envelope: &Envelope,
+        message: Message,
+        deadline: Instant,
+    ) -> Result<Answer, PublishError> {
+        self.publisher.publish(message, deadline).await.map_err(|silence| {
+            let NoAnswer { may_have_arrived, because } = silence;
+            PublishError::Unconfirmed { id: envelope.id.clone(), may_have_arrived, because }
+        })
+    }
+
+    fn verdict(&self, envelope: &Envelope, answer: Answer) -> Result<(), PublishError> {
+        let (id, queue) = (envelope.id.clone(), envelope.queue.clone());
+        match answer {
+            Answer::Confirmed => Ok(()),
+            Answer::Refused => Err(PublishError::Refused { id, queue }),
+            Answer::Unroutable | Answer::Objected(Fault::Missing(_)) => {
+                Err(PublishError::Unroutable { id, queue })
+            }
+            Answer::Objected(Fault::Denied(because)) => Err(PublishError::Denied { id, because }),
+            Answer::Objected(fault) => {
+                Err(PublishError::Unacceptable { id, because: fault.to_string() })
+            }
+        }
+    }
+}
+
+fn encode<J: Job>(job: &J) -> Result<Bytes, PublishError> {
+    let encoded = serde_json::to_vec(job);
+    encoded
+        .map(Bytes::from)
+        .map_err(|source| PublishError::Encode { kind: J::KIND.to_owned(), source })
+}
+
+pub(crate) fn check_kind(kind: &str) -> Result<(), PublishError> {
+    let why = if kind.is_empty() {
+        "it is empty"
+    } else if kind.len() > 200 {
+        "it has more than 200 bytes"
+    } else if kind.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        "it has spaces; a kind looks like `email.send`"
+    } else {
+        return Ok(());
+    };
+    Err(PublishError::Option { option: "kind", value: kind.to_owned(), why: why.to_owned() })
+}
+
+pub(crate) fn check_queue(queue: &str) -> Result<(), PublishError> {
+    Ok(check_queue_name(queue)?)
+}

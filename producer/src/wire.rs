@@ -1,0 +1,8 @@
+//! What travels: jobs, envelopes, names and delays. Pure data, no broker.
+
+pub mod delay;
+pub mod envelope;
+pub mod failure;
+mod headers;
+pub mod job;
+pub mod topology;

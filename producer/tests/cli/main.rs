@@ -1,0 +1,1 @@
+//! The `forebay` binary against a real broker.

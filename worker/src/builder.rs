@@ -1,0 +1,348 @@
+//! Puts a worker together and checks it as a whole.
+//! In: queues, handlers, middleware. Out: a [`Worker`], or all faults at once.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use forebay_producer::{Job, QueueType, check_queue_name};
+use futures_util::FutureExt;
+use serde::Serialize;
+
+use crate::context::Context;
+use crate::error::{BuildError, JobResult};
+use crate::execute::App;
+use crate::handler::{Handler, HandlerOptions, Output, Registry, cores};
+use crate::middleware::{Middleware, Next};
+use crate::runtime::Worker;
+use crate::verdict::MOST_CRASHES;
+
+const MOST_PREFETCH: usize = 1_000;
+
+/// How one queue is consumed.
+///
+/// ```
+/// use forebay_worker::QueueOptions;
+///
+/// let mail = QueueOptions::new().concurrency(16).rate(50.0);
+/// # let _ = mail;
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+#[must_use]
+pub struct QueueOptions {
+    pub(crate) concurrency: usize,
+    pub(crate) prefetch: Option<u16>,
+    pub(crate) queue_type: QueueType,
+    pub(crate) default_kind: Option<String>,
+    pub(crate) rate: Option<f64>,
+    pub(crate) max_crashes: u32,
+}
+
+impl Default for QueueOptions {
+    fn default() -> Self {
+        Self {
+            concurrency: 4 * cores(),
+            prefetch: None,
+            queue_type: QueueType::default(),
+            default_kind: None,
+            rate: None,
+            max_crashes: MOST_CRASHES,
+        }
+    }
+}
+
+impl QueueOptions {
+    /// All defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets how many jobs of this queue run at once in this process. Default: 4 × cores.
+    pub fn concurrency(mut self, most: usize) -> Self {
+        self.concurrency = most;
+        self
+    }
+
+    /// Sets how many deliveries the broker hands out ahead. Default: 2 × concurrency, at least 16
+    /// and at most 1,000.
+    pub fn prefetch(mut self, deliveries: u16) -> Self {
+        self.prefetch = Some(deliveries);
+        self
+    }
+
+    /// Sets how the broker keeps the queue, if it is declared. Default: quorum.
+    pub fn queue_type(mut self, queue_type: QueueType) -> Self {
+        self.queue_type = queue_type;
+        self
+    }
+
+    /// Sets the kind of messages that come without one, from publishers that know nothing of us.
+    pub fn default_kind(mut self, kind: impl Into<String>) -> Self {
+        self.default_kind = Some(kind.into());
+        self
+    }
+
+    /// Starts at most so many jobs per second, evenly spaced, in this process.
+    pub fn rate(mut self, per_second: f64) -> Self {
+        self.rate = Some(per_second);
+        self
+    }
+
+    /// Sets how often a process may die under a job before it is a dead letter with reason
+    /// `crashed`. Default: 10.
+    pub fn max_crashes(mut self, deaths: u32) -> Self {
+        self.max_crashes = deaths;
+        self
+    }
+
+    pub(crate) fn window(&self) -> u16 {
+        let usual = (2 * self.concurrency).clamp(16, MOST_PREFETCH);
+        self.prefetch.unwrap_or(u16::try_from(usual).unwrap_or(u16::MAX))
+    }
+}
+
+/// Collects what a worker consists of.
+#[must_use]
+pub struct WorkerBuilder<S> {
+    state: S,
+    name: Option<String>,
+    queues: BTreeMap<String, QueueOptions>,
+    middleware: Vec<Middleware<S>>,
+    registry: Registry<S>,
+    grace: Duration,
+    consumer_timeout: Duration,
+    exit_after: Option<Duration>,
+    faults: Vec<String>,
+}
+
+impl<S: Send + Sync + 'static> WorkerBuilder<S> {
+    pub(crate) fn new(state: S) -> Self {
+        Self {
+            state,
+            name: None,
+            queues: BTreeMap::new(),
+            middleware: Vec::new(),
+            registry: Registry::new(),
+            grace: Duration::from_secs(25),
+            consumer_timeout: Duration::from_secs(30 * 60),
+            exit_after: None,
+            faults: Vec::new(),
+        }
+    }
+
+    /// Sets the name recorded on failures and shown at the broker. Default: `host/pid`.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Consumes a queue. Any handler's job may come on any of the worker's queues.
+    pub fn queue(mut self, queue: impl Into<String>, options: QueueOptions) -> Self {
+        let queue = queue.into();
+        if self.queues.contains_key(&queue) {
+            self.faults.push(format!("queue `{queue}` is configured twice; remove one"));
+        }
+        self.queues.insert(queue, options);
+        self
+    }
+
+    /// Runs around every handler; the first added is the outermost.
+    pub fn middleware<F, Fut>(mut self, middleware: F) -> Self
+    where
+        F: Fn(Context<S>, Next<S>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = JobResult<Output>> + Send + 'static,
+    {
+        self.middleware.push(Arc::new(move |cx, next| middleware(cx, next).boxed()));
+        self
+    }
+
+    /// Registers `async fn(job, cx) -> JobResult<T>` for the job type's kind.
+    pub fn handle<J, T, F, Fut>(self, function: F) -> Self
+    where
+        J: Job,
+        T: Serialize + Send + 'static,
+        F: Fn(J, Context<S>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = JobResult<T>> + Send + 'static,
+    {
+        self.handle_with(HandlerOptions::new(), function)
+    }
+
+    /// Registers an async handler with options.
+    pub fn handle_with<J, T, F, Fut>(self, options: HandlerOptions, function: F) -> Self
+    where
+        J: Job,
+        T: Serialize + Send + 'static,
+        F: Fn(J, Context<S>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = JobResult<T>> + Send + 'static,
+    {
+        self.add(Handler::typed(options, function))
+    }
+
+    /// Registers `fn(job, cx) -> JobResult<T>` that blocks: it runs on a thread of its own pool, as
+    /// many at once as the machine has cores.
+    pub fn handle_blocking<J, T, F>(self, function: F) -> Self
+    where
+        J: Job,
+        T: Serialize + Send + 'static,
+        F: Fn(J, Context<S>) -> JobResult<T> + Send + Sync + 'static,
+    {
+        self.handle_blocking_with(HandlerOptions::new(), function)
+    }
+
+    /// Registers a blocking handler with options. A thread cannot be stopped: after its timeout it
+    /// runs on, keeping its place, until the function looks at [`Context::is_cancelled`] or ends.
+    pub fn handle_blocking_with<J, T, F>(self, options: HandlerOptions, function: F) -> Self
+    where
+        J: Job,
+        T: Serialize + Send + 'static,
+        F: Fn(J, Context<S>) -> JobResult<T> + Send + Sync + 'static,
+    {
+        self.add(Handler::blocking(options, function))
+    }
+
+    /// Registers `async fn(payload, cx)` for a kind known only at run time. The payload is known
+    /// to be JSON. Queue: the option's, else `default`.
+    pub fn handle_raw<F, Fut>(self, kind: &str, options: HandlerOptions, function: F) -> Self
+    where
+        F: Fn(Bytes, Context<S>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = JobResult<Output>> + Send + 'static,
+    {
+        self.add(Handler::raw(kind, options, function))
+    }
+
+    /// Sets how long running jobs may finish after the worker was told to drain. Default: 25 s,
+    /// which fits into the 30 s that Kubernetes gives.
+    pub fn grace(mut self, grace: Duration) -> Self {
+        self.grace = grace;
+        self
+    }
+
+    /// Tells the broker's consumer timeout, if it is not the default of 30 min: AMQP does not. A
+    /// delivery that is older is taken back by the broker, so [`WorkerBuilder::build`] refuses
+    /// handlers that could take so long.
+    pub fn consumer_timeout(mut self, timeout: Duration) -> Self {
+        self.consumer_timeout = timeout;
+        self
+    }
+
+    /// Ends the worker with an error when a queue was not consumed for so long, for those who
+    /// prefer a restart to a reconnect. Default: never.
+    pub fn exit_after(mut self, idle: Duration) -> Self {
+        self.exit_after = Some(idle);
+        self
+    }
+
+    /// Checks everything.
+    ///
+    /// # Errors
+    /// [`BuildError`] with all faults: a kind registered twice, a handler on a queue that is not
+    /// consumed, names that are not allowed, a timeout that the broker would cut short.
+    pub fn build(mut self) -> Result<Worker<S>, BuildError> {
+        self.check();
+        if !self.faults.is_empty() {
+            return Err(BuildError { faults: self.faults });
+        }
+        let app = App {
+            state: Arc::new(self.state),
+            registry: self.registry,
+            middleware: self.middleware.into(),
+            name: self.name.unwrap_or_else(host_and_pid),
+        };
+        Ok(Worker {
+            app: Arc::new(app),
+            queues: self.queues,
+            grace: self.grace,
+            consumer_timeout: self.consumer_timeout,
+            exit_after: self.exit_after,
+        })
+    }
+
+    fn add(mut self, handler: Handler<S>) -> Self {
+        let kind = handler.kind.clone();
+        if !self.registry.add(handler) {
+            self.faults.push(format!(
+                "kind `{kind}` has two handlers; remove one, or give one of them a kind of its own"
+            ));
+        }
+        self
+    }
+
+    fn check(&mut self) {
+        if self.queues.is_empty() {
+            self.faults.push("no queue to consume; add `.queue(\"default\", …)`".to_owned());
+        }
+        let mut faults = Vec::new();
+        for (queue, options) in &self.queues {
+            faults.extend(check_queue_name(queue).err().map(|error| error.to_string()));
+            faults.extend(options.faults().map(|fault| format!("queue `{queue}`: {fault}")));
+        }
+        let mut handlers: Vec<_> = self.registry.iter().collect();
+        handlers.sort_by_key(|handler| &handler.kind);
+        for handler in handlers {
+            let (kind, queue) = (&handler.kind, &handler.queue);
+            match self.queues.get(queue) {
+                None => faults.push(format!(
+                    "the handler of `{kind}` waits on queue `{queue}`, which this worker does not \
+                     consume; add `.queue(\"{queue}\", …)`"
+                )),
+                Some(options) => {
+                    faults.extend(too_slow(handler.options.timeout, options, self.consumer_timeout)
+                        .map(|fault| format!("the handler of `{kind}` {fault}")));
+                }
+            }
+            if handler.options.concurrency == Some(0) {
+                faults.push(format!("the handler of `{kind}` has concurrency 0; use at least 1"));
+            }
+        }
+        self.faults.append(&mut faults);
+    }
+}
+
+impl QueueOptions {
+    fn faults(&self) -> impl Iterator<Item = &'static str> {
+        let most = tokio::sync::Semaphore::MAX_PERMITS.min(u32::MAX as usize);
+        [
+            (self.concurrency == 0, "concurrency 0; use at least 1"),
+            (self.concurrency > most, "concurrency is beyond what a machine can do"),
+            (self.prefetch == Some(0), "prefetch 0 means without bound; use at least 1"),
+            (
+                self.rate.is_some_and(|rate| !(rate.is_finite() && rate > 0.0)),
+                "the rate must be above 0 jobs per second",
+            ),
+            (self.max_crashes == 0, "max_crashes 0; use at least 1"),
+        ]
+        .into_iter()
+        .filter_map(|(wrong, fault)| wrong.then_some(fault))
+    }
+}
+
+/// The last of a full prefetch window must be done before the broker takes it back; it counts from
+/// delivery (RabbitMQ docs, "Consumers", acknowledgement timeout).
+fn too_slow(timeout: Duration, queue: &QueueOptions, broker: Duration) -> Option<String> {
+    let rounds = usize::from(queue.window()).div_ceil(queue.concurrency.max(1));
+    let worst = timeout.saturating_mul(u32::try_from(rounds).unwrap_or(u32::MAX));
+    let most = broker.mul_f64(0.8);
+    let show = |time: Duration| humantime::format_duration(Duration::from_secs(time.as_secs()));
+    (worst > most).then(|| {
+        format!(
+            "may take {} (timeout {} × {rounds} rounds of the prefetch window), more than 80 % of \
+             the broker's consumer timeout of {}; lower the timeout or the prefetch, raise the \
+             concurrency, or raise the broker's consumer_timeout and tell it with \
+             `consumer_timeout`",
+            show(worst), show(timeout), show(broker)
+        )
+    })
+}
+
+fn host_and_pid() -> String {
+    let host = hostname::get().ok().and_then(|host| host.into_string().ok());
+    format!("{}/{}", host.as_deref().unwrap_or("localhost"), std::process::id())
+}
+
+impl<S> fmt::Debug for WorkerBuilder<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkerBuilder").field("queues", &self.queues).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,298 @@
+//! Keeps one queue consumed for as long as the worker runs.
+//! In: the consuming connection. Out: deliveries for the intake, and a status that is never silent:
+//! a consumer that ends while nobody asked it to is lost, and lost consumers are restored.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use forebay_producer::link::connection::Link;
+use forebay_producer::link::declare::Declarer;
+use forebay_producer::link::fault::Fault;
+use forebay_producer::link::transition::{Action, Event, Phase, State};
+use forebay_producer::{Config, ConnectError, TopologyError};
+use futures_util::StreamExt;
+use lapin::Consumer as Stream;
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::types::FieldTable;
+use serde::Serialize;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{self, Instant};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::acker::How;
+use crate::error::RunError;
+use crate::generation::Generation;
+use crate::intake::Intake;
+
+const ANSWER: Duration = Duration::from_secs(10);
+const FLUSH: Duration = Duration::from_secs(5);
+
+/// Whether a queue is consumed, and if not, why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct QueueStatus {
+    /// Queue.
+    pub queue: String,
+    /// Deliveries are coming in, or would if there were any.
+    pub consuming: bool,
+    /// Why not.
+    pub because: Option<String>,
+    /// For how long it has not been consumed, in seconds.
+    pub idle_seconds: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Status {
+    consuming: bool,
+    because: Option<String>,
+    since: Instant,
+}
+
+/// One supervised consumer.
+pub(crate) struct Consumer<S> {
+    pub(crate) intake: Arc<Intake<S>>,
+    pub(crate) config: Config,
+    pub(crate) link: Link,
+    pub(crate) declarer: Declarer,
+    /// Stop consuming, let running jobs end.
+    pub(crate) drain: CancellationToken,
+    /// Stop running jobs.
+    pub(crate) force: CancellationToken,
+    pub(crate) paused: watch::Receiver<bool>,
+    pub(crate) status: Arc<Mutex<Status>>,
+}
+
+struct Life {
+    generation: Arc<Generation>,
+    stream: Stream,
+    acks: JoinHandle<()>,
+}
+
+enum End {
+    Lost(Fault),
+    Drained,
+    Paused,
+}
+
+impl Status {
+    pub(crate) fn new() -> Self {
+        let because = Some("starting".to_owned());
+        Self { consuming: false, because, since: Instant::now() }
+    }
+
+    pub(crate) fn of(&self, queue: &str) -> QueueStatus {
+        QueueStatus {
+            queue: queue.to_owned(),
+            consuming: self.consuming,
+            because: self.because.clone(),
+            idle_seconds: if self.consuming { 0 } else { self.since.elapsed().as_secs() },
+        }
+    }
+
+    fn set(&mut self, consuming: bool, because: Option<String>) {
+        if self.consuming != consuming {
+            self.since = Instant::now();
+        }
+        self.consuming = consuming;
+        self.because = because;
+    }
+}
+
+impl<S: Send + Sync + 'static> Consumer<S> {
+    /// Runs until drained.
+    ///
+    /// # Errors
+    /// [`RunError`] when the broker never let us in.
+    pub(crate) async fn run(mut self) -> Result<(), RunError> {
+        let began = Instant::now();
+        let mut state = State::new(self.config.patience());
+        let mut event = Event::Begin;
+        let mut life = None;
+        loop {
+            let (next, action) = state.next(event, fastrand::f64());
+            state = next;
+            event = match action {
+                Action::Open => match self.open_unless_paused().await {
+                    Ok(Some(opened)) => {
+                        info!(queue = self.intake.queue, "consuming");
+                        self.report(true, None);
+                        life = Some(opened);
+                        Event::Opened
+                    }
+                    Ok(None) => Event::Stop,
+                    Err(Refusal::Never(error)) => return Err(RunError::Connect(error)),
+                    Err(Refusal::Now(fault)) => self.lost(fault, began),
+                },
+                Action::Watch => match life.take() {
+                    Some(life) => self.watch(life, began).await,
+                    None => Event::Begin,
+                },
+                Action::Declare => match self.declare().await {
+                    Ok(()) => Event::Begin,
+                    Err(fault) => self.lost(fault, began),
+                },
+                Action::Wait(pause) => {
+                    let wait = self.drain.run_until_cancelled(time::sleep(pause));
+                    if wait.await.is_some() { Event::Begin } else { Event::Stop }
+                }
+                Action::GiveUp(fault) => {
+                    let (queue, because) = (self.intake.queue.clone(), self.explain(&fault));
+                    return Err(RunError::Queue { queue, because });
+                }
+                _ => {
+                    self.report(false, Some("stopped".to_owned()));
+                    debug_assert!(matches!(state.phase, Phase::Stopped));
+                    return Ok(());
+                }
+            };
+        }
+    }
+
+    /// `None`: drained meanwhile.
+    async fn open_unless_paused(&mut self) -> Result<Option<Life>, Refusal> {
+        if *self.paused.borrow() {
+            self.report(false, Some("paused".to_owned()));
+        }
+        let drain = self.drain.clone();
+        let open = async {
+            // An error means that nobody can pause or resume any more.
+            _ = self.paused.wait_for(|paused| !paused).await;
+            self.open().await
+        };
+        drain.run_until_cancelled(open).await.transpose()
+    }
+
+    async fn open(&self) -> Result<Life, Refusal> {
+        let opened = self.link.channel(Instant::now() + ANSWER).await;
+        let channel = opened.map_err(|error| match error {
+            ConnectError::Unreachable { .. } => Refusal::Now(Fault::Connection(self.link.trouble())),
+            never => Refusal::Never(never),
+        })?;
+        let channel = channel.channel;
+        let prefetch = self.intake.options.window();
+        let queue = self.config.topology().queue(&self.intake.queue);
+        let start = async {
+            // Prefetch before consuming: without it the broker sends everything it has.
+            channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
+            let (tag, options) = (self.intake.app.name.as_str().into(), BasicConsumeOptions::default());
+            channel.basic_consume(queue.as_str().into(), tag, options, FieldTable::default()).await
+        };
+        let stream = match time::timeout(ANSWER, start).await {
+            Ok(started) => started.map_err(|error| Refusal::Now(error.into()))?,
+            Err(_) => return Err(Refusal::Now(Fault::Silent("10s".to_owned()))),
+        };
+        let (generation, acks) = Generation::new(channel, prefetch, &self.force);
+        Ok(Life { generation: Arc::new(generation), stream, acks })
+    }
+
+    async fn declare(&self) -> Result<(), Fault> {
+        let (queue, kept) = (&self.intake.queue, self.intake.options.queue_type);
+        self.declarer.forget(queue);
+        if !self.declarer.may_declare() {
+            let what = format!("queue `{}`", self.config.topology().queue(queue));
+            return Err(Fault::Denied(TopologyError::Missing { what }.to_string()));
+        }
+        let declared = self.declarer.ensure_queue(queue, kept, Instant::now() + ANSWER).await;
+        declared.map_err(|error| match error {
+            TopologyError::Connect(_) | TopologyError::Broker { .. } => {
+                Fault::Connection(error.to_string())
+            }
+            TopologyError::Mismatch { .. } => Fault::Mismatch(error.to_string()),
+            _ => Fault::Denied(error.to_string()),
+        })
+    }
+
+    async fn watch(&mut self, mut life: Life, began: Instant) -> Event {
+        match self.pump(&mut life).await {
+            End::Lost(fault) => {
+                life.generation.lose();
+                let channel = life.generation.channel.clone();
+                // After a server-sent cancel the channel lives on, and with it the deliveries.
+                tokio::spawn(async move { _ = channel.close(200, "lost".into()).await });
+                self.lost(fault, began)
+            }
+            End::Drained => {
+                self.report(false, Some("draining".to_owned()));
+                wind_down(life).await;
+                Event::Stop
+            }
+            End::Paused => {
+                self.report(false, Some("paused".to_owned()));
+                info!(queue = self.intake.queue, "paused");
+                wind_down(life).await;
+                Event::Begin
+            }
+        }
+    }
+
+    async fn pump(&mut self, life: &mut Life) -> End {
+        loop {
+            let delivery = tokio::select! {
+                biased;
+                // All three are cancel-safe: a delivery stays in the stream until it is taken.
+                () = self.drain.cancelled() => return End::Drained,
+                Ok(_) = self.paused.wait_for(|paused| *paused) => return End::Paused,
+                delivery = life.stream.next() => delivery,
+            };
+            match delivery {
+                Some(Ok(delivery)) => self.intake.take(&life.generation, delivery),
+                Some(Err(error)) => return End::Lost(error.into()),
+                None if life.generation.channel.status().connected() => {
+                    return End::Lost(Fault::Cancelled);
+                }
+                None => return End::Lost(Fault::Channel("the channel closed".to_owned())),
+            }
+        }
+    }
+
+    fn lost(&self, fault: Fault, began: Instant) -> Event {
+        let because = self.explain(&fault);
+        // A queue that is not there yet is declared without a word.
+        if !matches!(fault, Fault::Missing(_)) {
+            warn!(queue = self.intake.queue, error = because, "not consuming");
+        }
+        self.report(false, Some(because));
+        Event::Lost(fault, began.elapsed())
+    }
+
+    fn explain(&self, fault: &Fault) -> String {
+        match fault {
+            Fault::Denied(because) if !because.contains("grant") && !because.contains("apply") => {
+                let queue = self.config.topology().queue(&self.intake.queue);
+                format!("{because}; grant this user `read` on queue `{queue}`")
+            }
+            other => other.to_string(),
+        }
+    }
+
+    fn report(&self, consuming: bool, because: Option<String>) {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner).set(consuming, because);
+    }
+}
+
+enum Refusal {
+    Now(Fault),
+    Never(ConnectError),
+}
+
+/// Cancel, give back what was not started, wait for what runs, flush, close; in this order. A
+/// message given back to a queue that we still consume would come straight back.
+async fn wind_down(life: Life) {
+    let Life { generation, mut stream, acks } = life;
+    let cancel = generation.channel.basic_cancel(stream.tag(), BasicCancelOptions::default());
+    let cancelled = matches!(time::timeout(ANSWER, cancel).await, Ok(Ok(())));
+    generation.giving_back.cancel();
+    // What was delivered before the cancel is still in the stream, which ends after it.
+    while cancelled && let Ok(Some(Ok(delivery))) = time::timeout(FLUSH, stream.next()).await {
+        generation.settle(delivery.delivery_tag, How::GiveBack);
+    }
+    generation.jobs.close();
+    generation.jobs.wait().await;
+    let channel = generation.channel.clone();
+    drop(generation);
+    // The last sender is gone: the task sends what is left and ends.
+    _ = time::timeout(FLUSH, acks).await;
+    _ = time::timeout(FLUSH, channel.close(200, "drained".into())).await;
+}

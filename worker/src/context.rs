@@ -1,0 +1,177 @@
+//! What a handler is given besides its payload.
+//! In: a delivery's envelope and the worker's shared parts. Out: a cheap handle to all of them.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use forebay_producer::{Config, Envelope, Producer};
+use serde::Serialize;
+use serde_json::Value;
+use tokio::time::{self, Instant};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+/// A handler's surroundings: shared state, facts about the job, its deadline, a producer.
+///
+/// Clones are cheap and refer to the same run.
+pub struct Context<S> {
+    run: Arc<Run<S>>,
+}
+
+pub(crate) struct Run<S> {
+    pub(crate) state: Arc<S>,
+    pub(crate) envelope: Envelope,
+    pub(crate) deadline: Instant,
+    pub(crate) cancelled: CancellationToken,
+    pub(crate) producers: Arc<LazyProducer>,
+    pub(crate) progress: Mutex<Option<Value>>,
+}
+
+impl<S> Context<S> {
+    pub(crate) fn new(
+        state: Arc<S>,
+        envelope: Envelope,
+        deadline: Instant,
+        cancelled: CancellationToken,
+        producers: Arc<LazyProducer>,
+    ) -> Self {
+        let progress = Mutex::default();
+        Self { run: Arc::new(Run { state, envelope, deadline, cancelled, producers, progress }) }
+    }
+
+    /// The state given to [`Worker::builder`](crate::Worker::builder).
+    pub fn state(&self) -> &S {
+        &self.run.state
+    }
+
+    /// Job id; the same in every attempt.
+    pub fn id(&self) -> &str {
+        &self.run.envelope.id
+    }
+
+    /// Kind.
+    pub fn kind(&self) -> &str {
+        self.run.envelope.kind.as_deref().unwrap_or_default()
+    }
+
+    /// The queue the job came from.
+    pub fn queue(&self) -> &str {
+        &self.run.envelope.queue
+    }
+
+    /// Which attempt this is, from 1.
+    pub fn attempt(&self) -> u32 {
+        self.run.envelope.attempt
+    }
+
+    /// Whether the broker handed this very message out before: an earlier run may have begun and
+    /// even finished its work.
+    pub fn redelivered(&self) -> bool {
+        self.run.envelope.broker.redelivered
+    }
+
+    /// How often the process died under this job.
+    pub fn crashes(&self) -> u32 {
+        self.run.envelope.crashes
+    }
+
+    /// How often the job was redriven from the dead letters.
+    pub fn redrives(&self) -> u32 {
+        self.run.envelope.redrives
+    }
+
+    /// The sender's key for this piece of work, if it gave one.
+    pub fn idempotency_key(&self) -> Option<&str> {
+        self.run.envelope.idempotency_key.as_deref()
+    }
+
+    /// A header of the sender's own, as text.
+    pub fn header(&self, name: &str) -> Option<String> {
+        self.run.envelope.header(name)
+    }
+
+    /// Everything that travels with the job.
+    pub fn envelope(&self) -> &Envelope {
+        &self.run.envelope
+    }
+
+    /// When the handler will be stopped.
+    pub fn deadline(&self) -> Instant {
+        self.run.deadline
+    }
+
+    /// The time left until the deadline.
+    pub fn remaining(&self) -> Duration {
+        self.run.deadline.saturating_duration_since(Instant::now())
+    }
+
+    /// Resolves when the result no longer matters: the timeout has passed, the worker's grace
+    /// period is over, or the broker has taken the job back. An async handler is dropped then
+    /// anyway; a blocking one should look at [`Context::is_cancelled`] now and then.
+    pub async fn cancelled(&self) {
+        tokio::select! {
+            () = self.run.cancelled.cancelled() => {}
+            () = time::sleep_until(self.run.deadline) => {}
+        }
+    }
+
+    /// Whether the result no longer matters.
+    pub fn is_cancelled(&self) -> bool {
+        self.run.cancelled.is_cancelled() || Instant::now() >= self.run.deadline
+    }
+
+    /// Notes how far the job is: shown by [`Controls::running`](crate::Controls::running) and
+    /// logged at debug level. Only the newest is kept.
+    pub fn progress(&self, progress: impl Serialize) {
+        let progress = serde_json::to_value(progress).unwrap_or(Value::Null);
+        debug!(job.id = self.id(), job.kind = self.kind(), %progress, "progress");
+        *self.run.progress.lock().unwrap_or_else(PoisonError::into_inner) = Some(progress);
+    }
+
+    /// The newest progress noted.
+    pub fn last_progress(&self) -> Option<Value> {
+        self.run.progress.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A producer for follow-up jobs, with its own connection, opened at first use.
+    pub fn producer(&self) -> &Producer {
+        self.run.producers.get()
+    }
+}
+
+impl<S> Clone for Context<S> {
+    fn clone(&self) -> Self {
+        Self { run: Arc::clone(&self.run) }
+    }
+}
+
+impl<S> fmt::Debug for Context<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context")
+            .field("id", &self.id())
+            .field("kind", &self.kind())
+            .field("attempt", &self.attempt())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The worker's producer, opened when it is first needed: a worker that only acks needs none.
+pub(crate) struct LazyProducer {
+    config: Config,
+    producer: OnceLock<Producer>,
+}
+
+impl LazyProducer {
+    pub(crate) fn new(config: Config) -> Self {
+        Self { config, producer: OnceLock::new() }
+    }
+
+    pub(crate) fn get(&self) -> &Producer {
+        self.producer.get_or_init(|| Producer::new(&self.config))
+    }
+
+    pub(crate) fn opened(&self) -> Option<&Producer> {
+        self.producer.get()
+    }
+}

@@ -1,0 +1,149 @@
+//! One job, no broker: find its handler, decode, run the chain, mind the clock, catch a panic.
+//! In: an envelope and the worker's parts. Out: what happened, named; it cannot fail.
+
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use forebay_producer::Envelope;
+use futures_util::FutureExt;
+use tokio::time::{self, Instant};
+use tokio_util::sync::CancellationToken;
+
+use crate::context::{Context, LazyProducer};
+use crate::error::JobError;
+use crate::handler::{Handler, Output, Ready, Registry, Undecoded};
+use crate::middleware::{Middleware, Next};
+use crate::retry::Retry;
+use crate::running::Running;
+
+/// The worker's parts that every run needs.
+pub(crate) struct App<S> {
+    pub(crate) state: Arc<S>,
+    pub(crate) registry: Registry<S>,
+    pub(crate) middleware: Arc<[Middleware<S>]>,
+    /// `host/pid`, as it is recorded on failures.
+    pub(crate) name: String,
+}
+
+/// What happened to one run.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// The handler returned `Ok`.
+    Done(Output),
+    /// The handler returned an error.
+    Failed(JobError),
+    /// The payload is not JSON.
+    NotJson(String),
+    /// No handler, no kind, or JSON of another shape: a newer worker may know it.
+    Unknown(String),
+    /// Longer than its timeout.
+    TimedOut(Duration),
+    /// The handler panicked.
+    Panicked(String),
+    /// Its time had passed before it could run.
+    Expired,
+    /// We are ending, or the broker has taken the job back: no verdict on the job.
+    Cancelled,
+}
+
+impl<S: Send + Sync + 'static> App<S> {
+    /// The handler for a job, if there is one.
+    pub(crate) fn handler(&self, envelope: &Envelope) -> Option<&Arc<Handler<S>>> {
+        self.registry.find(envelope.kind.as_deref()?)
+    }
+
+    /// The retry policy that applies to a job.
+    pub(crate) fn retry(&self, envelope: &Envelope) -> Retry {
+        self.handler(envelope).map_or_else(Retry::default, |handler| handler.options.retry)
+    }
+
+    /// Runs a job once.
+    pub(crate) async fn run(
+        &self,
+        envelope: Envelope,
+        now_ms: u64,
+        cancelled: &CancellationToken,
+        producers: &Arc<LazyProducer>,
+        running: &Arc<Running>,
+    ) -> (Outcome, Context<S>) {
+        let handler = self.handler(&envelope).cloned();
+        let timeout = handler.as_ref().map_or(Duration::ZERO, |handler| handler.options.timeout);
+        let deadline = Instant::now() + timeout;
+        let (state, producers) = (Arc::clone(&self.state), Arc::clone(producers));
+        let cx = Context::new(state, envelope, deadline, cancelled.clone(), producers);
+        let _listed = running.begin(&cx);
+        let outcome = match self.prepare(handler.as_deref(), &cx, now_ms) {
+            Ok(ready) => self.attempt(ready, cx.clone(), timeout, cancelled).await,
+            Err(outcome) => outcome,
+        };
+        (outcome, cx)
+    }
+
+    fn prepare(
+        &self,
+        handler: Option<&Handler<S>>,
+        cx: &Context<S>,
+        now_ms: u64,
+    ) -> Result<Ready<S>, Outcome> {
+        let envelope = cx.envelope();
+        if envelope.expired(now_ms) {
+            return Err(Outcome::Expired);
+        }
+        let Some(handler) = handler else { return Err(Outcome::Unknown(self.nobody(envelope))) };
+        let decoded = std::panic::catch_unwind(AssertUnwindSafe(|| handler.decode(&envelope.payload)));
+        match decoded {
+            Ok(Ok(ready)) => Ok(ready),
+            Ok(Err(Undecoded::NotJson(why))) => {
+                Err(Outcome::NotJson(format!("the payload is not JSON: {why}")))
+            }
+            Ok(Err(Undecoded::OtherShape(why))) => {
+                Err(Outcome::Unknown(format!("the payload is not a `{}`: {why}", handler.kind)))
+            }
+            Err(panic) => Err(Outcome::Panicked(panic_message(panic.as_ref()))),
+        }
+    }
+
+    /// The handler's future, within its time. Dropping it at the timeout or when the run is
+    /// cancelled ends an async handler; a blocking one sees it in its context.
+    async fn attempt(
+        &self,
+        ready: Ready<S>,
+        cx: Context<S>,
+        timeout: Duration,
+        cancelled: &CancellationToken,
+    ) -> Outcome {
+        let deadline = cx.deadline();
+        // Called inside the future, so that a panic before the first await is caught as well.
+        let chain = Next::new(Arc::clone(&self.middleware), ready);
+        let run = AssertUnwindSafe(async move { chain.run(cx).await }).catch_unwind();
+        let timed = time::timeout_at(deadline, run);
+        match cancelled.run_until_cancelled(timed).await {
+            None => Outcome::Cancelled,
+            Some(Err(_)) => Outcome::TimedOut(timeout),
+            Some(Ok(Err(panic))) => Outcome::Panicked(panic_message(panic.as_ref())),
+            Some(Ok(Ok(Ok(output)))) => Outcome::Done(output),
+            Some(Ok(Ok(Err(error)))) => Outcome::Failed(error),
+        }
+    }
+
+    fn nobody(&self, envelope: &Envelope) -> String {
+        let Some(kind) = &envelope.kind else {
+            return "the message has no kind (AMQP property `type`) and its queue has no \
+                    default_kind"
+                .to_owned();
+        };
+        let mut known: Vec<_> = self.registry.iter().map(|handler| handler.kind.as_str()).collect();
+        known.sort_unstable();
+        format!("no handler for kind `{kind}` in this worker, which knows {}", known.join(", "))
+    }
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("the handler panicked: {}", text.unwrap_or("with something that is not text"))
+}

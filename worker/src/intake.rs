@@ -1,0 +1,190 @@
+//! From a delivery to a permit: decode, move suspects away, wait for a place, run, settle.
+//! In: deliveries of one queue. Out: each is settled, or the broker has it back.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use forebay_producer::Envelope;
+use forebay_producer::wire::envelope::{Raw, now_ms};
+use lapin::message::Delivery;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{self, Instant};
+use tracing::Instrument;
+
+use crate::builder::QueueOptions;
+use crate::context::{Context, LazyProducer};
+use crate::execute::App;
+use crate::generation::Generation;
+use crate::running::Running;
+use crate::settle::Settlement;
+use crate::telemetry::{self, Counts};
+use crate::verdict::{self, Facts, Verdict};
+
+/// Everything that the jobs of one queue share.
+pub(crate) struct Intake<S> {
+    pub(crate) queue: String,
+    pub(crate) options: QueueOptions,
+    pub(crate) app: Arc<App<S>>,
+    pub(crate) producers: Arc<LazyProducer>,
+    pub(crate) counts: Arc<Counts>,
+    pub(crate) running: Arc<Running>,
+    /// 80 % of the broker's consumer timeout, from delivery.
+    pub(crate) give_back_after: Duration,
+    places: Arc<Semaphore>,
+    pace: Option<Pace>,
+}
+
+impl<S: Send + Sync + 'static> Intake<S> {
+    pub(crate) fn new(
+        queue: String,
+        options: QueueOptions,
+        app: Arc<App<S>>,
+        producers: Arc<LazyProducer>,
+        counts: Arc<Counts>,
+        running: Arc<Running>,
+        consumer_timeout: Duration,
+    ) -> Self {
+        Self {
+            places: Arc::new(Semaphore::new(options.concurrency)),
+            pace: options.rate.map(Pace::new),
+            give_back_after: consumer_timeout.mul_f64(0.8),
+            queue,
+            options,
+            app,
+            producers,
+            counts,
+            running,
+        }
+    }
+
+    /// Starts a task for one delivery. The prefetch bounds how many there are.
+    pub(crate) fn take(self: &Arc<Self>, generation: &Arc<Generation>, delivery: Delivery) {
+        let (intake, mine) = (Arc::clone(self), Arc::clone(generation));
+        generation.jobs.spawn(async move { intake.handle(&mine, delivery).await });
+    }
+
+    async fn handle(&self, generation: &Generation, delivery: Delivery) {
+        let give_back_at = Instant::now() + self.give_back_after;
+        let tag = delivery.delivery_tag;
+        let job = self.envelope(delivery);
+        let settlement = Settlement { generation, tag, producers: &self.producers, give_back_at };
+        if let Some(verdict) = self.suspect(&job) {
+            return self.settle(settlement, &job, verdict).await;
+        }
+        let Some(_until_settled) = self.place(generation, &job).await else {
+            return self.settle(settlement, &job, Verdict::GiveBack).await;
+        };
+        let (verdict, cx) = self.run(generation, job).await;
+        self.settle(settlement, cx.envelope(), verdict).await;
+    }
+
+    async fn settle(&self, settlement: Settlement<'_>, job: &Envelope, verdict: Verdict) {
+        telemetry::decided(&self.counts, job, &verdict);
+        settlement.apply(job, verdict).await;
+    }
+
+    fn envelope(&self, delivery: Delivery) -> Envelope {
+        let mut job = Envelope::decode(Raw {
+            properties: &delivery.properties,
+            routing_key: delivery.routing_key.as_str(),
+            redelivered: delivery.redelivered,
+            payload: Bytes::from(delivery.data),
+        });
+        // Where it was found counts, whatever its headers say.
+        job.queue.clone_from(&self.queue);
+        if job.kind.is_none() {
+            job.kind.clone_from(&self.options.default_kind);
+        }
+        job
+    }
+
+    fn suspect(&self, job: &Envelope) -> Option<Verdict> {
+        verdict::suspect(job, self.options.max_crashes, &self.facts(job))
+    }
+
+    fn facts(&self, job: &Envelope) -> Facts<'_> {
+        Facts {
+            retry: self.app.retry(job),
+            chance: fastrand::f64(),
+            now_ms: now_ms(),
+            worker: &self.app.name,
+        }
+    }
+
+    /// Waits for the job's turn; `None` when it is to go back instead.
+    async fn place(&self, generation: &Generation, job: &Envelope) -> Option<Places> {
+        tokio::select! {
+            biased;
+            // Dropping the wait for permits gives back those that were granted.
+            () = generation.giving_back.cancelled() => None,
+            () = generation.stop.cancelled() => None,
+            places = self.permits(job) => Some(places),
+        }
+    }
+
+    async fn permits(&self, job: &Envelope) -> Places {
+        if let Some(pace) = &self.pace {
+            pace.turn().await;
+        }
+        let closed = "the semaphore is never closed";
+        let gate = self.app.handler(job).and_then(|handler| handler.gate.clone());
+        let of_handler = match gate {
+            Some(gate) => Some(gate.acquire_owned().await.expect(closed)),
+            None => None,
+        };
+        // A job that was there when a process died takes every place: it runs alone.
+        let wanted = if job.crashes > 0 { self.options.concurrency as u32 } else { 1 };
+        let of_queue = Arc::clone(&self.places).acquire_many_owned(wanted).await.expect(closed);
+        Places { _of_handler: of_handler, _of_queue: of_queue }
+    }
+
+    async fn run(&self, generation: &Generation, job: Envelope) -> (Verdict, Context<S>) {
+        let span = telemetry::span(&job);
+        let began = Instant::now();
+        let run = self.app.run(job, now_ms(), &generation.stop, &self.producers, &self.running);
+        let (outcome, cx) = run.instrument(span).await;
+        let job = cx.envelope();
+        let verdict = verdict::decide(outcome, job, &self.facts(job));
+        if let Some(handler) = self.app.handler(job) {
+            handler.meter().record(&verdict, began.elapsed());
+        }
+        (verdict, cx)
+    }
+}
+
+impl<S> fmt::Debug for Intake<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Intake").field("queue", &self.queue).finish_non_exhaustive()
+    }
+}
+
+/// Permits are held until the job is settled: an unanswered publish is back-pressure.
+struct Places {
+    _of_handler: Option<OwnedSemaphorePermit>,
+    _of_queue: OwnedSemaphorePermit,
+}
+
+/// Hands out turns at an even pace.
+struct Pace {
+    gap: Duration,
+    next: Mutex<Instant>,
+}
+
+impl Pace {
+    fn new(per_second: f64) -> Self {
+        let gap = Duration::from_secs_f64(1.0 / per_second);
+        Self { gap, next: Mutex::new(Instant::now()) }
+    }
+
+    async fn turn(&self) {
+        let turn = {
+            let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+            let turn = (*next).max(Instant::now());
+            *next = turn + self.gap;
+            turn
+        };
+        time::sleep_until(turn).await;
+    }
+}

@@ -1,0 +1,38 @@
+//! How a job gets off RabbitMQ: the worker runtime.
+//!
+//! A [`Worker`] consumes queues, runs the handler registered for each job's kind, acks it when it
+//! succeeds, retries it when it fails, and keeps it as a dead letter when retries are spent.
+
+mod acker;
+mod builder;
+mod consumer;
+mod context;
+mod error;
+mod execute;
+mod generation;
+mod handler;
+mod intake;
+mod middleware;
+mod retry;
+mod running;
+mod runtime;
+mod settle;
+mod telemetry;
+#[cfg(feature = "testing")]
+pub mod testing;
+mod verdict;
+
+pub use builder::{QueueOptions, WorkerBuilder};
+pub use consumer::QueueStatus;
+pub use context::Context;
+pub use error::{BuildError, JobError, JobResult, RunError};
+pub use forebay_producer::{
+    CallError, Config, ConfigError, ConnectError, Declare, Envelope, Failure, Job, Producer,
+    PublishError, PublishOptions, QueueType, Reason, Receipt,
+};
+pub use handler::{HandlerOptions, Output};
+pub use middleware::Next;
+pub use retry::Retry;
+pub use running::RunningJob;
+pub use runtime::{Controls, Running, Worker};
+pub use telemetry::Summary;

@@ -1,0 +1,190 @@
+//! What operators see: spans, log lines, counters. All field and metric names are spelled here.
+//! In: what happened. Out: `tracing` events, `metrics` counters, and the summary at the end.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use forebay_producer::Envelope;
+use metrics::{Counter, Histogram};
+use serde::Serialize;
+use tracing::{Span, debug, error, info_span, warn};
+
+use crate::verdict::{Verdict, Why};
+
+/// Counts of one worker since it started.
+#[derive(Debug)]
+pub(crate) struct Counts {
+    began: Instant,
+    succeeded: AtomicU64,
+    retried: AtomicU64,
+    put_off: AtomicU64,
+    suspects: AtomicU64,
+    dead: AtomicU64,
+    given_back: AtomicU64,
+}
+
+/// What a worker has done, returned when it ends.
+///
+/// Its `Display` is one line: `done 41, retried 2, dead 1, put off 0, given back 3, in 12.4s`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Summary {
+    /// Jobs whose handler returned `Ok`.
+    pub succeeded: u64,
+    /// Failed runs that were scheduled again.
+    pub retried: u64,
+    /// Runs put off without using an attempt: unknown kinds and deferrals.
+    pub put_off: u64,
+    /// Jobs moved away because a process died under them.
+    pub suspects: u64,
+    /// Jobs that became dead letters.
+    pub dead: u64,
+    /// Deliveries given back unfinished.
+    pub given_back: u64,
+    /// How long the worker ran, in seconds.
+    pub seconds: f64,
+}
+
+impl Counts {
+    pub(crate) fn new() -> Self {
+        let zero = AtomicU64::default;
+        Self {
+            began: Instant::now(),
+            succeeded: zero(),
+            retried: zero(),
+            put_off: zero(),
+            suspects: zero(),
+            dead: zero(),
+            given_back: zero(),
+        }
+    }
+
+    pub(crate) fn summary(&self) -> Summary {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Summary {
+            succeeded: read(&self.succeeded),
+            retried: read(&self.retried),
+            put_off: read(&self.put_off),
+            suspects: read(&self.suspects),
+            dead: read(&self.dead),
+            given_back: read(&self.given_back),
+            seconds: self.began.elapsed().as_secs_f64(),
+        }
+    }
+
+    fn count(&self, verdict: &Verdict) {
+        let count = match verdict {
+            Verdict::Ack(_) => &self.succeeded,
+            Verdict::Again { why: Why::Retry, .. } => &self.retried,
+            Verdict::Again { why: Why::Suspect, .. } => &self.suspects,
+            Verdict::Again { .. } => &self.put_off,
+            Verdict::Dead(_) => &self.dead,
+            Verdict::GiveBack => &self.given_back,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "done {}, retried {}, dead {}, put off {}, given back {}, in {:.1}s",
+            self.succeeded, self.retried, self.dead, self.put_off, self.given_back, self.seconds
+        )?;
+        if self.suspects > 0 {
+            write!(f, "; {} suspected of killing their process", self.suspects)?;
+        }
+        Ok(())
+    }
+}
+
+/// Metric handles of one kind on one queue, made once: looking one up costs more than a job.
+#[derive(Debug)]
+pub(crate) struct Meter {
+    done: Counter,
+    retried: Counter,
+    put_off: Counter,
+    dead: Counter,
+    given_back: Counter,
+    duration: Histogram,
+}
+
+impl Meter {
+    pub(crate) fn new(queue: &str, kind: &str) -> Self {
+        let (queue, kind) = (queue.to_owned(), kind.to_owned());
+        let count = |outcome: &'static str| {
+            metrics::counter!("forebay_jobs_total", "queue" => queue.clone(), "kind" => kind.clone(),
+                "outcome" => outcome)
+        };
+        Self {
+            done: count("done"),
+            retried: count("retried"),
+            put_off: count("put_off"),
+            dead: count("dead"),
+            given_back: count("given_back"),
+            duration: metrics::histogram!("forebay_job_duration_seconds", "queue" => queue.clone(),
+                "kind" => kind.clone()),
+        }
+    }
+
+    pub(crate) fn record(&self, verdict: &Verdict, took: Duration) {
+        match verdict {
+            Verdict::Ack(_) => self.done.increment(1),
+            Verdict::Again { why: Why::Retry, .. } => self.retried.increment(1),
+            Verdict::Again { .. } => self.put_off.increment(1),
+            Verdict::Dead(_) => self.dead.increment(1),
+            Verdict::GiveBack => self.given_back.increment(1),
+        }
+        self.duration.record(took);
+    }
+}
+
+/// The span that a run lives in.
+pub(crate) fn span(job: &Envelope) -> Span {
+    info_span!(
+        "job",
+        job.id = job.id,
+        job.kind = job.kind.as_deref().unwrap_or("-"),
+        queue = job.queue,
+        attempt = job.attempt
+    )
+}
+
+/// Counts and logs what is about to be done with a job.
+pub(crate) fn decided(counts: &Counts, job: &Envelope, verdict: &Verdict) {
+    counts.count(verdict);
+    let kind = job.kind.as_deref().unwrap_or("-");
+    match verdict {
+        Verdict::Ack(_) => debug!(job.id, job.kind = kind, attempt = job.attempt, "done"),
+        Verdict::Again { after, envelope, why } => {
+            let delay_ms = after.as_millis() as u64;
+            let error = envelope.failures.last().map_or("", |failure| failure.message.as_str());
+            match why {
+                Why::Retry => warn!(
+                    job.id, job.kind = kind, attempt = job.attempt, delay_ms, error,
+                    "job will be retried"
+                ),
+                Why::Grace => warn!(
+                    job.id, job.kind = kind, graces = envelope.graces, delay_ms,
+                    "no handler takes this job yet; it waits for a deploy"
+                ),
+                Why::Deferral => debug!(job.id, job.kind = kind, delay_ms, "job put off"),
+                Why::Suspect => warn!(
+                    job.id, job.kind = kind, crashes = envelope.crashes, delay_ms,
+                    "a process died under this job; it will run alone"
+                ),
+            }
+        }
+        Verdict::Dead(letter) => {
+            let reason = letter.dead.as_ref().map_or("", |mark| mark.reason.as_str());
+            let error = letter.failures.last().map_or("", |failure| failure.message.as_str());
+            error!(
+                job.id, job.kind = kind, attempt = job.attempt, reason, error,
+                "job is a dead letter now"
+            );
+        }
+        Verdict::GiveBack => debug!(job.id, job.kind = kind, "job given back"),
+    }
+}

@@ -1,0 +1,120 @@
+//! Testing handlers (feature `testing`): one run without a broker, or a whole worker on a real one.
+//! In: a job. Out: what the worker would do with it.
+//!
+//! ```
+//! use forebay_worker::testing::{self, Fate};
+//! use forebay_worker::{Context, Job, JobError, JobResult, QueueOptions, Worker};
+//! use serde::{Deserialize, Serialize};
+//!
+//! #[derive(Serialize, Deserialize)]
+//! struct SendEmail { to: String }
+//! impl Job for SendEmail { const KIND: &'static str = "email.send"; }
+//!
+//! async fn send_email(job: SendEmail, _cx: Context<()>) -> JobResult {
+//!     if job.to.contains('@') { Ok(()) } else { Err(JobError::reject(anyhow::anyhow!("no address"))) }
+//! }
+//!
+//! # tokio::runtime::Runtime::new().unwrap().block_on(async {
+//! let worker = Worker::builder(()).queue("default", QueueOptions::new()).handle(send_email).build()?;
+//! let fate = testing::run(&worker, &SendEmail { to: "nobody".into() }).await;
+//! assert!(matches!(fate, Fate::Dead { ref reason, .. } if reason == "rejected"));
+//! # Ok::<(), forebay_worker::BuildError>(())
+//! # }).unwrap();
+//! ```
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+pub use forebay_producer::testing::{Broker, OwnBroker, Proxy, broker, broker_of_its_own};
+use forebay_producer::wire::envelope::now_ms;
+use forebay_producer::{Config, Envelope, Job};
+use serde_json::Value;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::context::{Context, LazyProducer};
+use crate::running::Running;
+use crate::runtime::Worker;
+use crate::verdict::{self, Facts, Verdict};
+
+/// What the worker would do with a job after one run.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Fate {
+    /// Acked; with the handler's result.
+    Done(Value),
+    /// It would come again.
+    Again {
+        /// After this time.
+        after: Duration,
+        /// As this attempt.
+        attempt: u32,
+        /// The failure recorded on it, if one was.
+        message: String,
+    },
+    /// It would be a dead letter.
+    Dead {
+        /// The reason word.
+        reason: String,
+        /// The failure recorded on it.
+        message: String,
+    },
+    /// It would go back to its queue.
+    GivenBack,
+}
+
+/// Runs a job once through the worker's own path (decoding, middleware, timeout, panic), without a
+/// broker.
+pub async fn run<S: Send + Sync + 'static, J: Job>(worker: &Worker<S>, job: &J) -> Fate {
+    let payload = serde_json::to_vec(job).expect("the job turns into JSON");
+    run_envelope(worker, Envelope::new(J::KIND, J::QUEUE, payload)).await
+}
+
+/// Runs an envelope once, as [`run`]: with a payload or an attempt of your own.
+pub async fn run_envelope<S: Send + Sync + 'static>(worker: &Worker<S>, job: Envelope) -> Fate {
+    let (app, stop) = (&worker.app, CancellationToken::new());
+    let (outcome, cx) = app.run(job, now_ms(), &stop, &producers(), &Arc::new(Running::default())).await;
+    let job = cx.envelope();
+    let facts = Facts { retry: app.retry(job), chance: 0.5, now_ms: now_ms(), worker: &app.name };
+    fate(verdict::decide(outcome, job, &facts))
+}
+
+/// A context for calling a handler function directly.
+pub fn context<S>(state: S, envelope: Envelope) -> Context<S> {
+    let deadline = Instant::now() + Duration::from_secs(300);
+    Context::new(Arc::new(state), envelope, deadline, CancellationToken::new(), producers())
+}
+
+/// A context with a deadline and a way to cancel it.
+pub fn context_until<S>(state: S, envelope: Envelope, timeout: Duration) -> (Context<S>, CancellationToken) {
+    let stop = CancellationToken::new();
+    let deadline = Instant::now() + timeout;
+    let cx = Context::new(Arc::new(state), envelope, deadline, stop.clone(), producers());
+    (cx, stop)
+}
+
+fn producers() -> Arc<LazyProducer> {
+    let config = Config::from_env().or_else(|_| Config::new("amqp://127.0.0.1"));
+    Arc::new(LazyProducer::new(config.expect("a fixed URL")))
+}
+
+fn fate(verdict: Verdict) -> Fate {
+    let last = |envelope: &Envelope| {
+        envelope.failures.last().map(|failure| failure.message.clone()).unwrap_or_default()
+    };
+    match verdict {
+        Verdict::Ack(output) => {
+            let json = output.json().map_or(&b"null"[..], Bytes::as_ref);
+            Fate::Done(serde_json::from_slice(json).unwrap_or(Value::Null))
+        }
+        Verdict::Again { after, envelope, .. } => {
+            Fate::Again { after, attempt: envelope.attempt, message: last(&envelope) }
+        }
+        Verdict::Dead(letter) => Fate::Dead {
+            reason: letter.dead.as_ref().map(|mark| mark.reason.to_string()).unwrap_or_default(),
+            message: last(&letter),
+        },
+        Verdict::GiveBack => Fate::GivenBack,
+    }
+}

@@ -1,0 +1,302 @@
+//! What becomes of a job, pure.
+//! In: what happened to its run, the job, its policy. Out: a verdict, with the envelope to publish
+//! where the job goes on; `settle` carries it out.
+
+use std::time::Duration;
+
+use forebay_producer::{DeadMark, Envelope, Failure, Reason};
+
+use crate::error::{JobError, Then};
+use crate::execute::Outcome;
+use crate::handler::Output;
+use crate::retry::Retry;
+
+/// A rolling deploy may bring the handler: three graces before an unknown kind is dead.
+const GRACES: [Duration; 3] =
+    [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(25)];
+const MOST_DEFERRALS: u32 = 20;
+/// How often a process may die under a job.
+pub(crate) const MOST_CRASHES: u32 = 10;
+
+/// What becomes of a job.
+#[derive(Debug)]
+pub(crate) enum Verdict {
+    /// Done.
+    Ack(Output),
+    /// It comes again after a while; this is what comes.
+    Again {
+        /// How long it waits.
+        after: Duration,
+        /// What is published.
+        envelope: Box<Envelope>,
+        /// Why, for the log.
+        why: Why,
+    },
+    /// It is kept as a dead letter; this is what is kept.
+    Dead(Box<Envelope>),
+    /// It was not run, or not to an end: back to the queue as it is.
+    GiveBack,
+}
+
+/// Why a job comes again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// It failed and has attempts left.
+    Retry,
+    /// Its handler may come with a deploy.
+    Grace,
+    /// Its handler put it off.
+    Deferral,
+    /// A process died under it: it runs alone next time.
+    Suspect,
+}
+
+/// The facts besides the outcome that a decision rests on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Facts<'a> {
+    pub(crate) retry: Retry,
+    /// A random number in 0..1.
+    pub(crate) chance: f64,
+    pub(crate) now_ms: u64,
+    pub(crate) worker: &'a str,
+}
+
+/// Decides after a run.
+pub(crate) fn decide(outcome: Outcome, job: &Envelope, facts: &Facts<'_>) -> Verdict {
+    match outcome {
+        Outcome::Done(output) => Verdict::Ack(output),
+        Outcome::Cancelled => Verdict::GiveBack,
+        Outcome::Failed(error) => failed(error, job, facts),
+        Outcome::TimedOut(timeout) => {
+            let timeout = humantime::format_duration(timeout);
+            let message = format!("the handler took longer than its timeout of {timeout}");
+            retry(Reason::Timeout, message, None, job, facts)
+        }
+        Outcome::Panicked(message) => retry(Reason::Panic, message, None, job, facts),
+        Outcome::NotJson(message) => dead(Reason::Undecodable, message, job, facts),
+        Outcome::Unknown(message) => unknown(message, job, facts),
+        Outcome::Expired => {
+            dead(Reason::Expired, "its time had passed before it could run".into(), job, facts)
+        }
+    }
+}
+
+/// Decides before a run whether a job is suspected of killing its process: then it is not run in
+/// the company of its neighbours, but moved away. The count is of deliveries that ended without an
+/// ack; `None` from brokers and queue types that do not count, where `redelivered` stands in.
+pub(crate) fn suspect(job: &Envelope, most_crashes: u32, facts: &Facts<'_>) -> Option<Verdict> {
+    let deaths = job.broker.delivery_count.unwrap_or(u32::from(job.broker.redelivered));
+    // A job that already ran alone is not given a second chance in company.
+    let counts = job.broker.delivery_count.is_some();
+    let enough = if job.crashes == 0 && counts { 2 } else { 1 };
+    if deaths < enough {
+        return None;
+    }
+    let mut moved = job.clone();
+    moved.crashes = job.crashes.saturating_add(deaths);
+    if moved.crashes >= most_crashes {
+        let message = format!("its process died {} times while it was running", moved.crashes);
+        return Some(dead(Reason::Crashed, message, &moved, facts));
+    }
+    let after = Duration::from_secs_f64(0.3 + 9.7 * facts.chance);
+    Some(Verdict::Again { after, envelope: Box::new(moved), why: Why::Suspect })
+}
+
+fn failed(error: JobError, job: &Envelope, facts: &Facts<'_>) -> Verdict {
+    let message = error.message();
+    match error.then {
+        Then::Reject => dead(Reason::Rejected, message, job, facts),
+        Then::Retry => retry(Reason::Failed, message, None, job, facts),
+        Then::RetryAfter(delay) => retry(Reason::Failed, message, Some(delay), job, facts),
+        Then::Defer(after) if job.deferrals < MOST_DEFERRALS => {
+            let mut next = job.clone();
+            next.deferrals += 1;
+            Verdict::Again { after, envelope: Box::new(next), why: Why::Deferral }
+        }
+        Then::Defer(_) => {
+            let message = format!("{message}, for the {MOST_DEFERRALS}th time in a row");
+            retry(Reason::Failed, message, None, job, facts)
+        }
+    }
+}
+
+fn retry(
+    reason: Reason,
+    message: String,
+    wanted: Option<Duration>,
+    job: &Envelope,
+    facts: &Facts<'_>,
+) -> Verdict {
+    let Some(wait) = facts.retry.delay(job.attempt, facts.chance) else {
+        return dead(reason, message, job, facts);
+    };
+    let mut next = recorded(reason, message, job, facts);
+    next.attempt = job.attempt.saturating_add(1);
+    next.deferrals = 0;
+    let after = wanted.unwrap_or(wait);
+    Verdict::Again { after, envelope: Box::new(next), why: Why::Retry }
+}
+
+fn unknown(message: String, job: &Envelope, facts: &Facts<'_>) -> Verdict {
+    match GRACES.get(job.graces as usize) {
+        Some(after) => {
+            let mut next = job.clone();
+            next.graces += 1;
+            Verdict::Again { after: *after, envelope: Box::new(next), why: Why::Grace }
+        }
+        None => dead(Reason::UnknownKind, message, job, facts),
+    }
+}
+
+fn dead(reason: Reason, message: String, job: &Envelope, facts: &Facts<'_>) -> Verdict {
+    let mut letter = recorded(reason.clone(), message, job, facts);
+    letter.dead = Some(DeadMark::new(reason, facts.now_ms));
+    Verdict::Dead(Box::new(letter))
+}
+
+fn recorded(reason: Reason, message: String, job: &Envelope, facts: &Facts<'_>) -> Envelope {
+    let mut next = job.clone();
+    next.failures.push(Failure::new(facts.now_ms, job.attempt, reason, message, facts.worker));
+    next
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job() -> Envelope {
+        Envelope::new("email.send", "mail", "{}")
+    }
+
+    fn facts() -> Facts<'static> {
+        let retry = Retry { max_attempts: 3, jitter: false, ..Retry::default() };
+        Facts { retry, chance: 0.5, now_ms: 1_000, worker: "host/1" }
+    }
+
+    fn fails() -> Outcome {
+        Outcome::Failed(JobError::retry(anyhow::anyhow!("smtp is down").context("sending")))
+    }
+
+    fn reason(verdict: &Verdict) -> &str {
+        let Verdict::Dead(letter) = verdict else { panic!("{verdict:?}") };
+        letter.dead.as_ref().unwrap().reason.as_str()
+    }
+
+    fn again(verdict: Verdict) -> (Duration, Envelope, Why) {
+        let Verdict::Again { after, envelope, why } = verdict else { panic!("{verdict:?}") };
+        (after, *envelope, why)
+    }
+
+    #[test]
+    fn success_is_acked() {
+        let outcome = Outcome::Done(Output::none());
+        assert!(matches!(decide(outcome, &job(), &facts()), Verdict::Ack(_)));
+    }
+
+    #[test]
+    fn an_error_with_attempts_left_is_retried_with_the_failure_recorded() {
+        let (after, next, why) = again(decide(fails(), &job(), &facts()));
+        assert_eq!((after, next.attempt, why), (Duration::from_secs(1), 2, Why::Retry));
+        let failure = &next.failures[0];
+        assert_eq!((failure.attempt, failure.message.as_str()), (1, "sending: smtp is down"));
+        assert_eq!((failure.worker.as_str(), failure.at_ms), ("host/1", 1_000));
+    }
+
+    #[test]
+    fn the_last_attempt_goes_to_the_dead_letter_queue() {
+        let mut last = job();
+        last.attempt = 3;
+        assert_eq!(reason(&decide(fails(), &last, &facts())), "failed");
+        last.attempt = 2;
+        assert!(matches!(decide(fails(), &last, &facts()), Verdict::Again { .. }));
+    }
+
+    #[test]
+    fn every_outcome_that_cannot_be_mended_by_waiting_is_dead_at_once_with_its_reason() {
+        let rejected = Outcome::Failed(JobError::reject(anyhow::anyhow!("no such account")));
+        assert_eq!(reason(&decide(rejected, &job(), &facts())), "rejected");
+        assert_eq!(reason(&decide(Outcome::NotJson("x".into()), &job(), &facts())), "undecodable");
+        assert_eq!(reason(&decide(Outcome::Expired, &job(), &facts())), "expired");
+    }
+
+    #[test]
+    fn timeout_and_panic_are_retried_and_keep_their_reason_at_the_end() {
+        for (outcome, expected) in [
+            (Outcome::TimedOut(Duration::from_secs(1)), "timeout"),
+            (Outcome::Panicked("boom".into()), "panic"),
+        ] {
+            let mut last = job();
+            last.attempt = 3;
+            assert_eq!(reason(&decide(outcome, &last, &facts())), expected);
+        }
+        let first = decide(Outcome::TimedOut(Duration::from_secs(1)), &job(), &facts());
+        assert_eq!(again(first).1.failures[0].reason, Reason::Timeout);
+    }
+
+    #[test]
+    fn an_unknown_kind_has_three_graces_that_cost_no_attempt() {
+        let mut job = job();
+        for seconds in [1, 5, 25] {
+            let (after, next, why) = again(decide(Outcome::Unknown("?".into()), &job, &facts()));
+            assert_eq!((after, why), (Duration::from_secs(seconds), Why::Grace));
+            assert_eq!((next.attempt, next.failures.len()), (1, 0));
+            job = next;
+        }
+        assert_eq!(reason(&decide(Outcome::Unknown("?".into()), &job, &facts())), "unknown_kind");
+    }
+
+    #[test]
+    fn retry_after_overrides_the_policy_but_not_the_number_of_attempts() {
+        let wait = Duration::from_secs(77);
+        let asks = || Outcome::Failed(JobError::retry_after(wait));
+        assert_eq!(again(decide(asks(), &job(), &facts())).0, wait);
+        let mut last = job();
+        last.attempt = 3;
+        assert_eq!(reason(&decide(asks(), &last, &facts())), "failed");
+    }
+
+    #[test]
+    fn a_deferral_uses_no_attempt_twenty_times_in_a_row() {
+        let mut job = job();
+        let asks = || Outcome::Failed(JobError::defer(Duration::from_secs(9)));
+        for _ in 0..MOST_DEFERRALS {
+            let (after, next, _) = again(decide(asks(), &job, &facts()));
+            assert_eq!((after, next.attempt), (Duration::from_secs(9), 1));
+            job = next;
+        }
+        let (_, next, why) = again(decide(asks(), &job, &facts()));
+        assert_eq!((next.attempt, next.deferrals, why), (2, 0, Why::Retry));
+    }
+
+    #[test]
+    fn what_was_not_run_to_its_end_goes_back_without_using_an_attempt() {
+        assert!(matches!(decide(Outcome::Cancelled, &job(), &facts()), Verdict::GiveBack));
+    }
+
+    fn redelivered(count: u32, crashes: u32) -> Envelope {
+        let mut job = job();
+        job.broker.redelivered = true;
+        job.broker.delivery_count = Some(count);
+        job.crashes = crashes;
+        job
+    }
+
+    #[test]
+    fn the_second_death_makes_a_suspect_and_the_tenth_a_dead_letter() {
+        let decide = |job: &Envelope| suspect(job, MOST_CRASHES, &facts());
+        assert!(decide(&job()).is_none());
+        assert!(decide(&redelivered(1, 0)).is_none());
+        let (after, moved, why) = again(decide(&redelivered(2, 0)).unwrap());
+        assert_eq!((moved.crashes, moved.attempt, why), (2, 1, Why::Suspect));
+        assert!(after >= Duration::from_millis(300) && after <= Duration::from_secs(10));
+        assert_eq!(again(decide(&redelivered(1, 2)).unwrap()).1.crashes, 3);
+        assert_eq!(reason(&decide(&redelivered(1, 9)).unwrap()), "crashed");
+    }
+
+    #[test]
+    fn a_queue_that_does_not_count_deliveries_goes_by_the_redelivered_flag() {
+        let mut job = job();
+        job.broker.redelivered = true;
+        assert_eq!(again(suspect(&job, MOST_CRASHES, &facts()).unwrap()).1.crashes, 1);
+    }
+}
