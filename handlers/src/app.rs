@@ -37,9 +37,7 @@ pub struct Overrides {
 
 impl fmt::Debug for Overrides {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Overrides")
-            .field("queues", &self.queues)
-            .finish_non_exhaustive()
+        f.debug_struct("Overrides").field("queues", &self.queues).finish_non_exhaustive()
     }
 }
 
@@ -91,9 +89,7 @@ pub fn open(file: impl AsRef<Path>, overrides: &Overrides) -> Result<App, Faults
         Ok(worker) => Ok(App { manifest, worker }),
         Err(more) => {
             faults.extend(more);
-            faults
-                .iter_mut()
-                .for_each(|fault| file.as_ref().clone_into(&mut fault.file));
+            faults.iter_mut().for_each(|fault| file.as_ref().clone_into(&mut fault.file));
             faults.sort_by_key(|fault| (fault.line, fault.column));
             Err(Faults(faults))
         }
@@ -137,11 +133,7 @@ pub fn add<S: Send + Sync + 'static>(
             }
         }
     }
-    if faults.is_empty() {
-        Ok(builder)
-    } else {
-        Err(Faults(faults))
-    }
+    if faults.is_empty() { Ok(builder) } else { Err(Faults(faults)) }
 }
 
 /// The connection's settings: overrides, then `[broker]`, then the defaults.
@@ -196,28 +188,19 @@ type Missing = (String, &'static str);
 
 fn prepare(function: &Function) -> Result<Ready, Missing> {
     match &function.runs {
-        Runs::Exec {
-            command,
-            env,
-            pass_env,
-            cwd,
-        } => {
+        Runs::Exec { command, env, pass_env, cwd } => {
             let (program, arguments) = command.split_first().expect("a read manifest names one");
             let mut exec = Exec::new(program).args(arguments).current_dir(cwd);
             exec = pass_env.iter().fold(exec, Exec::pass_env);
-            exec = env
-                .iter()
-                .fold(exec, |exec, (name, value)| exec.env(name, value));
+            exec = env.iter().fold(exec, |exec, (name, value)| exec.env(name, value));
             match exec.check() {
                 Ok(()) => Ok(Ready::Exec(exec)),
                 Err(missing) => Err((missing.to_string(), program_remedy(&missing))),
             }
         }
-        Runs::Http {
-            url,
-            headers,
-            secret_env,
-        } => prepare_http(url, headers, secret_env.as_deref()).map(Ready::Http),
+        Runs::Http { url, headers, secret_env } => {
+            prepare_http(url, headers, secret_env.as_deref()).map(Ready::Http)
+        }
         Runs::FileDigest { roots } => match FileDigest::new(roots) {
             Ok(digest) => Ok(Ready::FileDigest(digest)),
             Err(error) => Err((error.to_string(), "create the folder, or correct `roots`")),
@@ -249,18 +232,10 @@ fn prepare_http(
         return Ok(http);
     };
     let remedy = "set it to the signing secret, as whsec_… in base64 or as any other text";
-    let value = std::env::var(variable).map_err(|_| {
-        (
-            format!("variable `{variable}` with its secret is not set"),
-            remedy,
-        )
-    })?;
-    let secret = Secret::new(&value).map_err(|error| {
-        (
-            format!("variable `{variable}` cannot be used: {error}"),
-            remedy,
-        )
-    })?;
+    let value = std::env::var(variable)
+        .map_err(|_| (format!("variable `{variable}` with its secret is not set"), remedy))?;
+    let secret = Secret::new(&value)
+        .map_err(|error| (format!("variable `{variable}` cannot be used: {error}"), remedy))?;
     Ok(http.sign(secret))
 }
 
@@ -277,21 +252,14 @@ fn options(function: &Function, manifest: &Manifest) -> HandlerOptions {
 /// Keeps the queues that are to be consumed.
 fn reduce(manifest: &mut Manifest, only: &[String]) -> Vec<Fault> {
     let names = || manifest.queues.keys().map(String::as_str);
-    let unknown = only
-        .iter()
-        .filter(|name| !manifest.queues.contains_key(*name));
+    let unknown = only.iter().filter(|name| !manifest.queues.contains_key(*name));
     let faults: Vec<_> = unknown
         .map(|name| {
             let remedy = match suggestion(name, names()) {
                 Some(near) => format!("did you mean `{near}`?"),
                 None => format!("its queues are: {}", names().collect::<Vec<_>>().join(", ")),
             };
-            fault(
-                manifest,
-                None,
-                format!("there is no queue `{name}` to consume"),
-                remedy,
-            )
+            fault(manifest, None, format!("there is no queue `{name}` to consume"), remedy)
         })
         .collect();
     if !only.is_empty() {
@@ -326,15 +294,9 @@ fn wrong(manifest: &Manifest, error: &BuildError) -> Vec<Fault> {
         let mut queues = manifest.queues.iter();
         let function = functions.find(|(kind, _)| named(sentence, kind));
         let queue = queues.find(|(name, _)| named(sentence, name));
-        function
-            .map(|(_, function)| function.line)
-            .or(queue.and_then(|(_, queue)| queue.line))
+        function.map(|(_, function)| function.line).or(queue.and_then(|(_, queue)| queue.line))
     };
-    error
-        .faults
-        .iter()
-        .map(|sentence| fault(manifest, line(sentence), sentence, ""))
-        .collect()
+    error.faults.iter().map(|sentence| fault(manifest, line(sentence), sentence, "")).collect()
 }
 
 fn fault(
@@ -344,13 +306,7 @@ fn fault(
     remedy: impl Into<String>,
 ) -> Fault {
     let file = manifest.file.clone();
-    Fault {
-        file,
-        line,
-        column: None,
-        what: what.into(),
-        remedy: remedy.into(),
-    }
+    Fault { file, line, column: None, what: what.into(), remedy: remedy.into() }
 }
 
 #[cfg(test)]
@@ -374,11 +330,7 @@ mod tests {
         let (folder, file) = written(text);
         let faults = open(&file, overrides).unwrap_err();
         let folder = format!("{}/", folder.path().display());
-        faults
-            .0
-            .iter()
-            .map(|fault| fault.to_string().replace(&folder, ""))
-            .collect()
+        faults.0.iter().map(|fault| fault.to_string().replace(&folder, "")).collect()
     }
 
     #[tokio::test]
@@ -394,11 +346,7 @@ mod tests {
         );
         let program = folder.path().join("hello");
         fs::write(&program, "#!/bin/sh\npwd\n").unwrap();
-        fs::set_permissions(
-            &program,
-            std::os::unix::fs::PermissionsExt::from_mode(0o755),
-        )
-        .unwrap();
+        fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         let app = open(&file, &Overrides::default()).unwrap();
         let hello = testing::run_envelope(&app.worker, Envelope::new("hello.say", "default", "{}"));
         let here = folder.path().canonicalize().unwrap();
@@ -459,10 +407,7 @@ tmeout = "1s"
     #[test]
     fn a_manifest_without_functions_is_refused_and_so_is_a_default_kind_without_one() {
         let found = faults("[queues.mail]", &Overrides::default());
-        assert!(
-            found[0].starts_with("forebay.toml: no function is named; add one"),
-            "{found:#?}"
-        );
+        assert!(found[0].starts_with("forebay.toml: no function is named; add one"), "{found:#?}");
         let text = "[queues.default]\ndefault_kind = \"mail.sent\"\n[functions.\"mail.send\"]\nexec = [\"true\"]";
         assert_eq!(
             faults(text, &Overrides::default()),
@@ -477,17 +422,11 @@ tmeout = "1s"
     fn only_the_queues_asked_for_are_consumed_with_all_functions() {
         let text = "[queues.mail]\n[queues.slow]\n[functions.\"a.b\"]\nexec = [\"true\"]\nqueue = \"mail\"";
         let (_folder, file) = written(text);
-        let overrides = Overrides {
-            queues: vec!["slow".to_owned()],
-            ..Overrides::default()
-        };
+        let overrides = Overrides { queues: vec!["slow".to_owned()], ..Overrides::default() };
         let app = open(&file, &overrides).unwrap();
         assert_eq!(app.manifest.queues.keys().collect::<Vec<_>>(), ["slow"]);
         assert_eq!(app.manifest.functions.len(), 1);
-        let overrides = Overrides {
-            queues: vec!["slwo".to_owned()],
-            ..Overrides::default()
-        };
+        let overrides = Overrides { queues: vec!["slwo".to_owned()], ..Overrides::default() };
         assert_eq!(
             faults(text, &overrides),
             ["forebay.toml: there is no queue `slwo` to consume; did you mean `slow`?"]
@@ -499,10 +438,7 @@ tmeout = "1s"
         let text = "[broker]\nurl = \"amqp://file\"\nnamespace = \"file\"\nstrict_topology = true";
         let broker = Manifest::parse(text, "f").unwrap().broker;
         let plain = config(&broker, &Overrides::default()).unwrap();
-        assert_eq!(
-            (plain.broker().as_str(), plain.topology().namespace()),
-            ("file:5672", "file")
-        );
+        assert_eq!((plain.broker().as_str(), plain.topology().namespace()), ("file:5672", "file"));
         let overrides = Overrides {
             url: Some("amqp://flag:1".to_owned()),
             namespace: Some("flag".to_owned()),
@@ -510,10 +446,7 @@ tmeout = "1s"
             ..Overrides::default()
         };
         let config = config(&broker, &overrides).unwrap();
-        assert_eq!(
-            (config.broker().as_str(), config.topology().namespace()),
-            ("flag:1", "flag")
-        );
+        assert_eq!((config.broker().as_str(), config.topology().namespace()), ("flag:1", "flag"));
         assert_eq!(config.declares(), Declare::Never);
         assert!(!format!("{overrides:?}").contains("flag"));
     }

@@ -71,12 +71,7 @@ pub(crate) struct Arguments {
     exit_after: Option<Duration>,
 
     /// What to log: a level, or levels by module.
-    #[arg(
-        long,
-        value_name = "FILTER",
-        env = "RUST_LOG",
-        default_value = "info,lapin=off"
-    )]
+    #[arg(long, value_name = "FILTER", env = "RUST_LOG", default_value = "info,lapin=off")]
     pub(crate) log: String,
 }
 
@@ -128,9 +123,6 @@ mod tests {
         assert_eq!(overrides.strict_topology, Some(true));
         assert_eq!(overrides.exit_after, Some(Duration::from_secs(300)));
         let line = ["forebay-run", "--strict-topology=false"];
-        assert_eq!(
-            Arguments::parse_from(line).overrides().strict_topology,
-            Some(false)
-        );
+        assert_eq!(Arguments::parse_from(line).overrides().strict_topology, Some(false));
     }
 }

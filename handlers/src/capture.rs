@@ -23,11 +23,7 @@ pub(crate) struct Capture {
 
 impl Capture {
     pub(crate) fn new(limit: usize) -> Self {
-        Self {
-            limit,
-            kept: Vec::new(),
-            cut: false,
-        }
+        Self { limit, kept: Vec::new(), cut: false }
     }
 
     /// Keeps the tail only, however short the text.
@@ -120,23 +116,15 @@ mod tests {
         let mut capture = Capture::new(RESULT);
         capture.push(text);
         let output = capture.into_output();
-        output
-            .json()
-            .map(|json| String::from_utf8(json.to_vec()).unwrap())
+        output.json().map(|json| String::from_utf8(json.to_vec()).unwrap())
     }
 
     #[test]
     fn json_is_the_result_and_other_text_a_string() {
-        assert_eq!(
-            output(b"{\"pages\": 3}\n").unwrap().trim(),
-            "{\"pages\": 3}"
-        );
+        assert_eq!(output(b"{\"pages\": 3}\n").unwrap().trim(), "{\"pages\": 3}");
         assert_eq!(output(b"null").unwrap(), "null");
         assert_eq!(output(b" done \n").unwrap(), "\"done\"");
-        assert_eq!(
-            output(b"{\"pages\": 3} and more").unwrap(),
-            "\"{\\\"pages\\\": 3} and more\""
-        );
+        assert_eq!(output(b"{\"pages\": 3} and more").unwrap(), "\"{\\\"pages\\\": 3} and more\"");
         assert_eq!(output(b"\n \n"), None);
         assert_eq!(output(b""), None);
     }
@@ -167,9 +155,7 @@ mod tests {
         let mut found = Vec::new();
         let long = [b'x'; LINE + 1];
         for chunk in [&b"one\ntw"[..], b"o\n\n", &long, &long, b"end\nthree\nfour"] {
-            lines.push(chunk, |line| {
-                found.push(String::from_utf8(line.to_vec()).unwrap())
-            });
+            lines.push(chunk, |line| found.push(String::from_utf8(line.to_vec()).unwrap()));
         }
         lines.end(|line| found.push(String::from_utf8(line.to_vec()).unwrap()));
         assert_eq!(found, ["one", "two", "three", "four"]);

@@ -87,15 +87,11 @@ impl FileDigest {
     /// # Errors
     /// [`RootsError`] if there is none, or one of them is not there.
     pub fn new(roots: impl IntoIterator<Item = impl Into<PathBuf>>) -> Result<Self, RootsError> {
-        let roots: Result<Vec<_>, _> = roots
-            .into_iter()
-            .map(|root| Root::of(root.into()))
-            .collect();
+        let roots: Result<Vec<_>, _> =
+            roots.into_iter().map(|root| Root::of(root.into())).collect();
         match roots? {
             roots if roots.is_empty() => Err(RootsError::None),
-            roots => Ok(Self {
-                roots: roots.into(),
-            }),
+            roots => Ok(Self { roots: roots.into() }),
         }
     }
 
@@ -119,11 +115,7 @@ impl FileDigest {
         })?;
         let mut file = self.open(&job.path)?;
         let (sha256, bytes) = digest(&mut file, stop)?;
-        let digested = Digested {
-            path: &job.path,
-            sha256,
-            bytes,
-        };
+        let digested = Digested { path: &job.path, sha256, bytes };
         Ok(Output::from_json(serde_json::to_vec(&digested)?))
     }
 
@@ -143,10 +135,7 @@ impl FileDigest {
         // Without waiting for the writer of a pipe, and not through a link put there just now.
         let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let mut options = OpenOptions::new();
-        let file = options
-            .read(true)
-            .custom_flags(flags.bits().cast_signed())
-            .open(&real);
+        let file = options.read(true).custom_flags(flags.bits().cast_signed()).open(&real);
         let file = file.map_err(|error| unreadable(path, error))?;
         if !file.metadata()?.is_file() {
             return Err(JobError::reject(anyhow!("`{asked}` is no regular file")));
@@ -172,10 +161,7 @@ impl Root {
         });
         match real {
             Ok((named, real)) => Ok(Self { named, real }),
-            Err(source) => Err(RootsError::Unusable {
-                root: named,
-                source,
-            }),
+            Err(source) => Err(RootsError::Unusable { root: named, source }),
         }
     }
 
@@ -195,16 +181,9 @@ fn whereabouts(file: &File, real: &Path) -> io::Result<PathBuf> {
 }
 
 fn unreadable(path: &Path, error: io::Error) -> JobError {
-    let gone = matches!(
-        error.kind(),
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-    );
+    let gone = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
     let cause = anyhow!(error).context(format!("cannot open `{}`", path.display()));
-    if gone {
-        JobError::reject(cause)
-    } else {
-        JobError::retry(cause)
-    }
+    if gone { JobError::reject(cause) } else { JobError::retry(cause) }
 }
 
 fn digest(file: &mut File, stop: impl Fn() -> bool) -> JobResult<(String, u64)> {
@@ -249,11 +228,7 @@ mod tests {
         fs::create_dir(&outside).unwrap();
         fs::write(inside.join("abc"), "abc").unwrap();
         fs::write(outside.join("secret"), "secret").unwrap();
-        Folders {
-            _all: all,
-            inside,
-            outside,
-        }
+        Folders { _all: all, inside, outside }
     }
 
     async fn fate(digest: FileDigest, payload: Value) -> Fate {
@@ -277,10 +252,7 @@ mod tests {
         let digest = FileDigest::new([&folders.inside]).unwrap();
         let sha256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         let result = json!({ "path": path, "sha256": sha256, "bytes": 3 });
-        assert_eq!(
-            fate(digest, json!({ "path": path })).await,
-            Fate::Done(result)
-        );
+        assert_eq!(fate(digest, json!({ "path": path })).await, Fate::Done(result));
     }
 
     #[tokio::test]
@@ -289,15 +261,10 @@ mod tests {
         let path = folders.inside.join("large");
         fs::write(&path, vec![b'a'; 1_000_000]).unwrap();
         let digest = FileDigest::new([&folders.inside]).unwrap();
-        let Fate::Done(result) = fate(digest, json!({ "path": path })).await else {
-            panic!()
-        };
+        let Fate::Done(result) = fate(digest, json!({ "path": path })).await else { panic!() };
         // FIPS 180-2, a million letters a.
         let known = "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0";
-        assert_eq!(
-            (&result["sha256"], &result["bytes"]),
-            (&json!(known), &json!(1_000_000))
-        );
+        assert_eq!((&result["sha256"], &result["bytes"]), (&json!(known), &json!(1_000_000)));
     }
 
     #[tokio::test]
@@ -320,10 +287,7 @@ mod tests {
         ] {
             let digest = FileDigest::new([&folders.inside]).unwrap();
             let fate = fate(digest, json!({ "path": path })).await;
-            assert!(
-                rejected(&fate, "is outside the folders"),
-                "{path}: {fate:?}"
-            );
+            assert!(rejected(&fate, "is outside the folders"), "{path}: {fate:?}");
         }
     }
 
@@ -332,10 +296,7 @@ mod tests {
         let folders = folders();
         symlink(folders.inside.join("abc"), folders.inside.join("link")).unwrap();
         symlink(&folders.inside, folders.outside.join("root")).unwrap();
-        for path in [
-            folders.inside.join("link"),
-            folders.outside.join("root/abc"),
-        ] {
+        for path in [folders.inside.join("link"), folders.outside.join("root/abc")] {
             let digest = FileDigest::new([folders.outside.join("root")]);
             let digest = digest.unwrap();
             let fate = fate(digest, json!({ "path": path })).await;
@@ -347,10 +308,7 @@ mod tests {
     async fn what_is_missing_or_no_regular_file_is_rejected() {
         let folders = folders();
         let pipe = folders.inside.join("pipe");
-        let made = std::process::Command::new("mkfifo")
-            .arg(&pipe)
-            .status()
-            .unwrap();
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
         assert!(made.success());
         for (path, words) in [
             (folders.inside.join("missing"), "No such file"),
@@ -387,10 +345,7 @@ mod tests {
         let folders = folders();
         assert!(matches!(FileDigest::new([""; 0]), Err(RootsError::None)));
         for root in [folders.inside.join("missing"), folders.inside.join("abc")] {
-            assert!(matches!(
-                FileDigest::new([root]),
-                Err(RootsError::Unusable { .. })
-            ));
+            assert!(matches!(FileDigest::new([root]), Err(RootsError::Unusable { .. })));
         }
     }
 }

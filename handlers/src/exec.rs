@@ -151,17 +151,10 @@ impl Exec {
         if program.components().count() > 1 {
             let from = self.folder.as_deref().unwrap_or(Path::new(""));
             let file = from.join(program);
-            return if is_program(&file) {
-                Ok(())
-            } else {
-                Err(MissingProgram::File(file))
-            };
+            return if is_program(&file) { Ok(()) } else { Err(MissingProgram::File(file)) };
         }
-        let path = self
-            .env
-            .get(OsStr::new("PATH"))
-            .cloned()
-            .unwrap_or_else(|| "/bin:/usr/bin".into());
+        let path =
+            self.env.get(OsStr::new("PATH")).cloned().unwrap_or_else(|| "/bin:/usr/bin".into());
         if std::env::split_paths(&path).any(|folder| is_program(&folder.join(program))) {
             return Ok(());
         }
@@ -195,14 +188,8 @@ impl Exec {
 
     async fn run(&self, call: &Call<'_>, on_progress: impl Fn(Value)) -> JobResult<Output> {
         let on_line = |line: &[u8]| match serde_json::from_slice::<Event>(line) {
-            Ok(Event {
-                progress: Some(progress),
-            }) => on_progress(progress),
-            _ => debug!(
-                job.id = call.id,
-                bytes = line.len(),
-                "unknown line on descriptor 3"
-            ),
+            Ok(Event { progress: Some(progress) }) => on_progress(progress),
+            _ => debug!(job.id = call.id, bytes = line.len(), "unknown line on descriptor 3"),
         };
         match process::run(self.command(call), call.payload, on_line).await {
             Ok(ended) => self.judge(ended),
@@ -216,10 +203,7 @@ impl Exec {
         command.env("FOREBAY_JOB_ID", call.id);
         command.env("FOREBAY_JOB_KIND", call.kind);
         command.env("FOREBAY_JOB_ATTEMPT", call.attempt.to_string());
-        command.env(
-            "FOREBAY_JOB_DEADLINE",
-            deadline_ms(call.remaining).to_string(),
-        );
+        command.env("FOREBAY_JOB_DEADLINE", deadline_ms(call.remaining).to_string());
         if let Some(folder) = &self.folder {
             command.current_dir(folder);
         }
@@ -228,11 +212,7 @@ impl Exec {
 
     /// What the exit code says.
     fn judge(&self, ended: Ended) -> JobResult<Output> {
-        let Ended {
-            status,
-            stdout,
-            stderr,
-        } = ended;
+        let Ended { status, stdout, stderr } = ended;
         if status.success() {
             return Ok(stdout.into_output());
         }
@@ -282,11 +262,7 @@ impl fmt::Display for Ending {
 
 fn colon(stderr: &Capture) -> String {
     let tail = stderr.tail();
-    if tail.is_empty() {
-        tail
-    } else {
-        format!(": {tail}")
-    }
+    if tail.is_empty() { tail } else { format!(": {tail}") }
 }
 
 fn is_program(file: &Path) -> bool {
@@ -296,9 +272,7 @@ fn is_program(file: &Path) -> bool {
 }
 
 fn deadline_ms(remaining: Duration) -> u128 {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     (now + remaining).as_millis()
 }
 
@@ -335,16 +309,8 @@ mod tests {
     async fn run(exec: Exec) -> (JobResult<Output>, Vec<Value>) {
         let noted = Mutex::new(Vec::new());
         let remaining = Duration::from_secs(60);
-        let call = Call {
-            id: "j1",
-            kind: "a.b",
-            attempt: 2,
-            remaining,
-            payload: b"{}",
-        };
-        let result = exec
-            .run(&call, |progress| noted.lock().unwrap().push(progress))
-            .await;
+        let call = Call { id: "j1", kind: "a.b", attempt: 2, remaining, payload: b"{}" };
+        let result = exec.run(&call, |progress| noted.lock().unwrap().push(progress)).await;
         (result, noted.into_inner().unwrap())
     }
 
@@ -367,12 +333,7 @@ mod tests {
     }
 
     fn alive(pid: &str) -> bool {
-        let pid = pid
-            .trim()
-            .parse()
-            .ok()
-            .and_then(rustix::process::Pid::from_raw)
-            .unwrap();
+        let pid = pid.trim().parse().ok().and_then(rustix::process::Pid::from_raw).unwrap();
         let status = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
         // A process that has ended may wait for whoever adopted it.
         status.is_ok_and(|status| !status.contains(") Z "))
@@ -388,10 +349,7 @@ mod tests {
 
     #[tokio::test]
     async fn other_text_is_kept_as_a_string_and_none_as_nothing() {
-        assert_eq!(
-            fate(shell("echo all done")).await,
-            Fate::Done(json!("all done"))
-        );
+        assert_eq!(fate(shell("echo all done")).await, Fate::Done(json!("all done")));
         assert_eq!(fate(shell(":")).await, Fate::Done(Value::Null));
     }
 
@@ -411,14 +369,8 @@ mod tests {
         );
         for code in [1, 2, 64, 66, 127, 255] {
             let failed = fate(says(code)).await;
-            assert!(
-                matches!(failed, Fate::Again { attempt: 2, .. }),
-                "{code}: {failed:?}"
-            );
-            assert_eq!(
-                message(&failed),
-                format!("`/bin/sh` ended with exit code {code}: why")
-            );
+            assert!(matches!(failed, Fate::Again { attempt: 2, .. }), "{code}: {failed:?}");
+            assert_eq!(message(&failed), format!("`/bin/sh` ended with exit code {code}: why"));
         }
     }
 
@@ -427,10 +379,7 @@ mod tests {
         let ended = fate(shell("kill -s TERM $$")).await;
         assert_eq!(message(&ended), "`/bin/sh` was ended by signal 15");
         let killed = fate(shell("kill -s KILL $$")).await;
-        assert!(
-            message(&killed).contains("for want of memory"),
-            "{killed:?}"
-        );
+        assert!(message(&killed).contains("for want of memory"), "{killed:?}");
     }
 
     #[tokio::test]
@@ -443,16 +392,11 @@ mod tests {
 
     #[tokio::test]
     async fn the_environment_is_clean_but_for_path_and_what_was_asked_for() {
-        let exec = Exec::new("env")
-            .env("LANG", "C")
-            .pass_env("CARGO_PKG_NAME")
-            .pass_env("NOT_SET_1");
+        let exec =
+            Exec::new("env").env("LANG", "C").pass_env("CARGO_PKG_NAME").pass_env("NOT_SET_1");
         let (result, _) = run(exec).await;
         let text: String = serde_json::from_slice(result.unwrap().json().unwrap()).unwrap();
-        let mut names: Vec<_> = text
-            .lines()
-            .map(|line| line.split('=').next().unwrap())
-            .collect();
+        let mut names: Vec<_> = text.lines().map(|line| line.split('=').next().unwrap()).collect();
         names.sort_unstable();
         assert_eq!(
             names,
@@ -476,10 +420,7 @@ mod tests {
         let (result, _) = run(shell("echo $FOREBAY_JOB_DEADLINE")).await;
         let deadline: u128 = serde_json::from_slice(result.unwrap().json().unwrap()).unwrap();
         let expected = deadline_ms(Duration::from_secs(60));
-        assert!(
-            expected.abs_diff(deadline) < 10_000,
-            "{deadline} is not near {expected}"
-        );
+        assert!(expected.abs_diff(deadline) < 10_000, "{deadline} is not near {expected}");
     }
 
     #[tokio::test]
@@ -523,31 +464,17 @@ mod tests {
             "echo '{{\"progress\": 5}}' >&3; until [ -e {} ]; do sleep 0.01; done",
             go.display()
         );
-        let job = tokio::spawn(shell(&script).handler::<()>()(
-            Bytes::from("{}"),
-            cx.clone(),
-        ));
-        assert!(
-            until(Duration::from_secs(10), || cx.last_progress()
-                == Some(json!(5)))
-            .await
-        );
+        let job = tokio::spawn(shell(&script).handler::<()>()(Bytes::from("{}"), cx.clone()));
+        assert!(until(Duration::from_secs(10), || cx.last_progress() == Some(json!(5))).await);
         std::fs::write(go, "").unwrap();
         job.await.unwrap().unwrap();
     }
 
     #[tokio::test]
     async fn only_the_end_of_a_huge_output_is_kept() {
-        let (result, _) = run(shell(
-            "head -c 20000000 /dev/zero | tr '\\0' x; echo the end",
-        ))
-        .await;
+        let (result, _) = run(shell("head -c 20000000 /dev/zero | tr '\\0' x; echo the end")).await;
         let text: String = serde_json::from_slice(result.unwrap().json().unwrap()).unwrap();
-        assert!(
-            text.len() <= 4096 && text.ends_with("xthe end"),
-            "{} bytes",
-            text.len()
-        );
+        assert!(text.len() <= 4096 && text.ends_with("xthe end"), "{} bytes", text.len());
     }
 
     #[tokio::test]
@@ -568,10 +495,7 @@ mod tests {
     #[tokio::test]
     async fn a_missing_program_is_retried_and_named() {
         let missing = fate(Exec::new("no-such-program-1")).await;
-        assert!(
-            matches!(missing, Fate::Again { attempt: 2, .. }),
-            "{missing:?}"
-        );
+        assert!(matches!(missing, Fate::Again { attempt: 2, .. }), "{missing:?}");
         assert!(
             message(&missing).starts_with(
                 "cannot start `no-such-program-1`: program `no-such-program-1` is in no folder of PATH"
@@ -598,10 +522,7 @@ mod tests {
             Err(MissingProgram::File(folder.path().join("./text")))
         );
         let nowhere = Exec::new("sh").env("PATH", "/no/such");
-        assert!(matches!(
-            nowhere.check(),
-            Err(MissingProgram::NotOnPath { .. })
-        ));
+        assert!(matches!(nowhere.check(), Err(MissingProgram::NotOnPath { .. })));
     }
 
     #[tokio::test]
@@ -613,10 +534,7 @@ mod tests {
         assert!(matches!(late, Fate::Again { attempt: 2, .. }), "{late:?}");
         let pids = std::fs::read_to_string(pids).unwrap();
         for pid in pids.split_whitespace() {
-            assert!(
-                until(Duration::from_secs(4), || !alive(pid)).await,
-                "{pid} still runs"
-            );
+            assert!(until(Duration::from_secs(4), || !alive(pid)).await, "{pid} still runs");
         }
     }
 
@@ -624,20 +542,12 @@ mod tests {
     async fn a_program_that_ignores_term_is_killed_five_seconds_later() {
         let folder = TempDir::new().unwrap();
         let pid = folder.path().join("pid");
-        let script = format!(
-            "trap '' TERM; echo $$ > {}; while :; do sleep 0.1; done",
-            pid.display()
-        );
+        let script =
+            format!("trap '' TERM; echo $$ > {}; while :; do sleep 0.1; done", pid.display());
         fate_within(shell(&script), "{}", Duration::from_secs(1)).await;
         let pid = std::fs::read_to_string(pid).unwrap();
-        assert!(
-            !until(Duration::from_secs(3), || !alive(&pid)).await,
-            "killed too early"
-        );
-        assert!(
-            until(Duration::from_secs(5), || !alive(&pid)).await,
-            "still runs"
-        );
+        assert!(!until(Duration::from_secs(3), || !alive(&pid)).await, "killed too early");
+        assert!(until(Duration::from_secs(5), || !alive(&pid)).await, "still runs");
     }
 
     #[tokio::test]

@@ -85,8 +85,7 @@ impl Guardian {
 
     fn write(&mut self, line: &str) -> io::Result<()> {
         let pipe = self.shell.as_mut().and_then(|shell| shell.stdin.as_mut());
-        pipe.ok_or(io::ErrorKind::NotConnected)?
-            .write_all(line.as_bytes())
+        pipe.ok_or(io::ErrorKind::NotConnected)?.write_all(line.as_bytes())
     }
 
     fn restart(&mut self) -> io::Result<()> {
@@ -106,11 +105,7 @@ impl Guardian {
                 .process_group(0)
                 .spawn()?,
         );
-        let everything: String = self
-            .live
-            .iter()
-            .map(|group| format!("+ {group}\n"))
-            .collect();
+        let everything: String = self.live.iter().map(|group| format!("+ {group}\n")).collect();
         self.write(&everything)
     }
 }
@@ -122,11 +117,7 @@ mod tests {
 
     fn sleeper(script: &str) -> (Child, i32) {
         let mut command = Command::new("/bin/sh");
-        let child = command
-            .args(["-c", script])
-            .process_group(0)
-            .spawn()
-            .unwrap();
+        let child = command.args(["-c", script]).process_group(0).spawn().unwrap();
         let group = i32::try_from(child.id()).unwrap();
         (child, group)
     }

@@ -29,10 +29,7 @@ fn main() -> ExitCode {
     let overrides = arguments.overrides();
     let opened = app::open(&arguments.config, &overrides).map_err(|faults| {
         let count = faults.0.len();
-        format!(
-            "{faults}\n{count} fault{} found",
-            if count == 1 { "" } else { "s" }
-        )
+        format!("{faults}\n{count} fault{} found", if count == 1 { "" } else { "s" })
     });
     let ready = opened.and_then(|app| {
         let config = app::config(&app.manifest.broker, &overrides);
@@ -53,9 +50,7 @@ fn main() -> ExitCode {
 }
 
 fn run(app: App, config: &Config) -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -116,9 +111,7 @@ fn log_to_stderr(filter: &str) -> Result<(), String> {
     let filter = EnvFilter::try_new(filter).map_err(|error| {
         format!("--log {filter:?} is no filter: {error}; try `info` or `debug`")
     })?;
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     if std::io::stderr().is_terminal() {
         log.init();
     } else {

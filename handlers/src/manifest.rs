@@ -151,11 +151,7 @@ impl Manifest {
     /// Every fault at once; one fault if the file cannot be read.
     pub fn load(file: impl AsRef<Path>) -> Result<Self, Faults> {
         let (manifest, faults) = Self::survey(file.as_ref());
-        if faults.is_empty() {
-            Ok(manifest)
-        } else {
-            Err(Faults(faults))
-        }
+        if faults.is_empty() { Ok(manifest) } else { Err(Faults(faults)) }
     }
 
     /// Reads a manifest's text; `file` is its name in faults, and its folder is where relative
@@ -165,11 +161,7 @@ impl Manifest {
     /// Every fault at once.
     pub fn parse(text: &str, file: impl AsRef<Path>) -> Result<Self, Faults> {
         let (manifest, faults) = read(text, file.as_ref());
-        if faults.is_empty() {
-            Ok(manifest)
-        } else {
-            Err(Faults(faults))
-        }
+        if faults.is_empty() { Ok(manifest) } else { Err(Faults(faults)) }
     }
 
     /// What can be read of the file on disk, and everything that is wrong with it.
@@ -179,9 +171,7 @@ impl Manifest {
             Ok((text, whole)) => {
                 let (mut manifest, mut faults) = read(&text, &whole);
                 // Faults name the file as the user did.
-                faults
-                    .iter_mut()
-                    .for_each(|fault| file.clone_into(&mut fault.file));
+                faults.iter_mut().for_each(|fault| file.clone_into(&mut fault.file));
                 manifest.file = whole;
                 (manifest, faults)
             }
@@ -240,13 +230,7 @@ fn read(text: &str, file: &Path) -> (Manifest, Vec<Fault>) {
     if !errors.is_empty() {
         // What was parsed around a syntax error is a guess: its faults would mislead.
         report_syntax(&report, &errors, text);
-        return (
-            Manifest {
-                file: file.to_owned(),
-                ..Manifest::default()
-            },
-            report.into_faults(),
-        );
+        return (Manifest { file: file.to_owned(), ..Manifest::default() }, report.into_faults());
     }
     let folder = file.parent().unwrap_or(Path::new("."));
     let mut root = Section::new(&report, "", 0..0, document.get_ref());
@@ -257,9 +241,7 @@ fn read(text: &str, file: &Path) -> (Manifest, Vec<Fault>) {
         ..Manifest::default()
     };
     for (name, section) in root.tables("queues") {
-        manifest
-            .queues
-            .insert(name.clone(), read_queue(&name, section));
+        manifest.queues.insert(name.clone(), read_queue(&name, section));
     }
     for (kind, section) in root.tables("functions") {
         if let Some(function) = Function::read(&kind, section, folder) {
@@ -279,11 +261,7 @@ fn report_syntax(report: &Report<'_>, errors: &[toml::de::Error], text: &str) {
         let line = report.line(&span);
         if !lines.contains(&line) {
             lines.push(line);
-            report.add(
-                span,
-                error.message().replace('\n', ", "),
-                "mend the TOML syntax",
-            );
+            report.add(span, error.message().replace('\n', ", "), "mend the TOML syntax");
         }
     }
 }
@@ -352,10 +330,7 @@ fn queue_type(value: &DeValue<'_>) -> Read<QueueType> {
     match value.as_str() {
         Some("quorum") => Ok(QueueType::Quorum),
         Some("classic") => Ok(QueueType::Classic),
-        _ => Err(wrong(
-            "is no type of queue",
-            "write \"quorum\" or \"classic\"",
-        )),
+        _ => Err(wrong("is no type of queue", "write \"quorum\" or \"classic\"")),
     }
 }
 
@@ -367,9 +342,7 @@ fn give_queues(manifest: &mut Manifest, report: &Report<'_>) {
             continue;
         }
         if queue == "default" {
-            manifest
-                .queues
-                .insert(queue.to_owned(), QueueSettings::default());
+            manifest.queues.insert(queue.to_owned(), QueueSettings::default());
             continue;
         }
         let what = format!("queue `{queue}` of function `{kind}` is not configured");
@@ -377,10 +350,7 @@ fn give_queues(manifest: &mut Manifest, report: &Report<'_>) {
         let remedy = match (check_queue_name(queue), suggestion(queue, names)) {
             (Err(error), _) => error.to_string(),
             (_, Some(near)) => {
-                format!(
-                    "did you mean `{near}`? If not, add the line {}",
-                    queue_section(queue)
-                )
+                format!("did you mean `{near}`? If not, add the line {}", queue_section(queue))
             }
             (_, None) => format!("add the line {}", queue_section(queue)),
         };
@@ -445,10 +415,7 @@ roots = ["files", "/srv"]
     #[test]
     fn every_key_is_read() {
         let manifest = whole();
-        assert_eq!(
-            manifest.broker.url.as_deref(),
-            Some("amqp://u:hush@a,b:5673/v")
-        );
+        assert_eq!(manifest.broker.url.as_deref(), Some("amqp://u:hush@a,b:5673/v"));
         assert_eq!(manifest.broker.namespace.as_deref(), Some("shop"));
         assert_eq!(manifest.broker.declare, Some(Declare::Never));
         assert_eq!(manifest.broker.strict_topology, Some(true));
@@ -460,20 +427,11 @@ roots = ["files", "/srv"]
         assert_eq!(seconds(worker.consumer_timeout), 3600);
         assert_eq!(seconds(worker.exit_after), 300);
         let mail = &manifest.queues["mail"];
-        assert_eq!(
-            (mail.concurrency, mail.prefetch, mail.rate),
-            (Some(8), Some(20), Some(2.5))
-        );
+        assert_eq!((mail.concurrency, mail.prefetch, mail.rate), (Some(8), Some(20), Some(2.5)));
         assert_eq!(mail.queue_type, Some(QueueType::Classic));
-        assert_eq!(
-            (mail.default_kind.as_deref(), mail.line),
-            (Some("mail.send"), Some(15))
-        );
+        assert_eq!((mail.default_kind.as_deref(), mail.line), (Some("mail.send"), Some(15)));
         let send = &manifest.functions["mail.send"];
-        assert_eq!(
-            (send.queue.as_str(), send.concurrency, send.line),
-            ("mail", Some(2), 22)
-        );
+        assert_eq!((send.queue.as_str(), send.concurrency, send.line), ("mail", Some(2), 22));
         let retry = Retry {
             max_attempts: 3,
             base: Duration::from_secs(2),
@@ -498,9 +456,7 @@ roots = ["files", "/srv"]
         };
         assert_eq!(command[..], ["python3", "check.py"]);
         assert_eq!(cwd, Path::new("/etc/shop"));
-        let Runs::FileDigest { roots } = &manifest.functions["file.digest"].runs else {
-            panic!()
-        };
+        let Runs::FileDigest { roots } = &manifest.functions["file.digest"].runs else { panic!() };
         assert_eq!(roots[..], [Path::new("/etc/shop/files"), Path::new("/srv")]);
     }
 
@@ -517,10 +473,7 @@ roots = ["files", "/srv"]
         assert!(!format!("{:?}", manifest.broker).contains("hush"));
         let short = manifest.functions["push"].runs.to_string();
         assert_eq!(short, "POST https://example.com/push");
-        assert_eq!(
-            manifest.functions["mail.check"].runs.to_string(),
-            "exec python3"
-        );
+        assert_eq!(manifest.functions["mail.check"].runs.to_string(), "exec python3");
     }
 
     /// A function that is fine, for manifests whose fault is elsewhere.
@@ -531,18 +484,9 @@ roots = ["files", "/srv"]
     fn every_fault_is_found_with_its_line_what_and_remedy() {
         let table: &[(&str, &[&str])] = &[
             ("a = [", &["1:6: "]),
-            (
-                "[worker]\nname = \n\n[queues.mail]\nrate = x\n",
-                &["2:8: ", "5:8: "],
-            ),
-            (
-                "[worker]\nname = \"a\"\nname = \"b\"",
-                &["3:1: duplicate key"],
-            ),
-            (
-                "[workers]",
-                &["1:2: unknown key `workers`; did you mean `worker`?"],
-            ),
+            ("[worker]\nname = \n\n[queues.mail]\nrate = x\n", &["2:8: ", "5:8: "]),
+            ("[worker]\nname = \"a\"\nname = \"b\"", &["3:1: duplicate key"]),
+            ("[workers]", &["1:2: unknown key `workers`; did you mean `worker`?"]),
             (
                 "[worker]\ngrase = \"1s\"",
                 &["2:1: unknown key `grase` in [worker]; did you mean `grace`?"],
@@ -567,10 +511,7 @@ roots = ["files", "/srv"]
                 "[worker]\ngrace = \"30\"",
                 &["2:9: `grace` in [worker] is \"30\", which is no duration ("],
             ),
-            (
-                "[worker]\nname = \"\"",
-                &["2:8: `name` in [worker] is empty; give it a value"],
-            ),
+            ("[worker]\nname = \"\"", &["2:8: `name` in [worker] is empty; give it a value"]),
             (
                 "[broker]\nurl = \"http://u:hush@a\"",
                 &["2:7: `url` in [broker] cannot be used: it does not begin with amqp://"],
@@ -596,10 +537,7 @@ roots = ["files", "/srv"]
                     "1:9: queue `Mail` is not allowed: it has `M`; use a-z, 0-9, _ and -; rename the queue",
                 ],
             ),
-            (
-                "[queues.dead]",
-                &["1:9: queue `dead` is not allowed: the words"],
-            ),
+            ("[queues.dead]", &["1:9: queue `dead` is not allowed: the words"]),
             (
                 "[queues.mail]\nconcurrency = 0\nprefetch = 70000\ntype = \"lazy\"\nrate = -1",
                 &[
@@ -713,18 +651,14 @@ roots = ["files", "/srv"]
                     "2:1: kind \"\" cannot travel with a job; name it with 1 to 255 printable characters",
                 ],
             ),
-            (
-                "[[functions]]\nexec = [\"true\"]",
-                &["1:1: `functions` is a list, not a table"],
-            ),
+            ("[[functions]]\nexec = [\"true\"]", &["1:1: `functions` is a list, not a table"]),
         ];
         for (text, expected) in table {
             let faults = Manifest::parse(text, "f.toml").unwrap_err();
             let lines: Vec<_> = faults.0.iter().map(ToString::to_string).collect();
             let fits = lines.len() == expected.len()
                 && lines.iter().zip(*expected).all(|(line, begin)| {
-                    line.strip_prefix("f.toml:")
-                        .is_some_and(|line| line.starts_with(begin))
+                    line.strip_prefix("f.toml:").is_some_and(|line| line.starts_with(begin))
                 });
             assert!(fits, "\n{text}\nfound {lines:#?}\nexpected {expected:#?}");
             assert!(!faults.to_string().contains("hush"), "{faults}");
@@ -735,12 +669,8 @@ roots = ["files", "/srv"]
     fn faults_of_the_whole_file_come_at_once_and_in_order() {
         let text =
             format!("{FINE}x = 1\n[queues.mail]\nrate = 0\n[functions.\"c.d\"]\n[worker]\ny = 1");
-        let lines: Vec<_> = Manifest::parse(&text, "f")
-            .unwrap_err()
-            .0
-            .into_iter()
-            .map(|f| f.line)
-            .collect();
+        let lines: Vec<_> =
+            Manifest::parse(&text, "f").unwrap_err().0.into_iter().map(|f| f.line).collect();
         assert_eq!(lines, [Some(3), Some(5), Some(6), Some(8)]);
     }
 

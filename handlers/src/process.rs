@@ -41,15 +41,9 @@ pub(crate) async fn run(
 ) -> io::Result<Ended> {
     let (events, theirs) = io::pipe()?;
     let events = pipe::Receiver::from_owned_fd(OwnedFd::from(events))?;
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    command
-        .fd_mappings(vec![FdMapping {
-            parent_fd: theirs.into(),
-            child_fd: 3,
-        }])
+        .fd_mappings(vec![FdMapping { parent_fd: theirs.into(), child_fd: 3 }])
         .expect("one mapping cannot collide");
     let mut command = tokio::process::Command::from(command);
     let mut child = command.process_group(0).spawn()?;
@@ -87,11 +81,7 @@ async fn listen(
             _ = &mut pipes => child.wait().await?,
         }
     };
-    Ok(Ended {
-        status,
-        stdout,
-        stderr,
-    })
+    Ok(Ended { status, stdout, stderr })
 }
 
 /// A program that does not read its job is no error, so neither is a broken pipe.
@@ -122,10 +112,7 @@ struct Group(Option<Pid>);
 
 impl Group {
     fn of(child: &Child) -> Self {
-        let pid = child
-            .id()
-            .and_then(|id| i32::try_from(id).ok())
-            .and_then(Pid::from_raw);
+        let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
         if let Some(pid) = pid {
             guardian::begin(pid);
         }

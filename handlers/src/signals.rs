@@ -34,11 +34,7 @@ impl Signals {
     /// over. Ends for no other reason.
     pub(crate) async fn obey(mut self, controls: Controls, grace: Option<Duration>) {
         let signal = self.next(&controls).await;
-        info!(
-            signal,
-            running = controls.running().len(),
-            "draining; another signal ends at once"
-        );
+        info!(signal, running = controls.running().len(), "draining; another signal ends at once");
         list(&controls);
         controls.drain();
         let end = Instant::now() + grace.unwrap_or(GRACE);
@@ -77,19 +73,11 @@ pub(crate) async fn was_cut_short(obey: JoinHandle<()>) -> bool {
 fn list(controls: &Controls) {
     for queue in controls.queues() {
         let because = queue.because.as_deref().unwrap_or_default();
-        info!(
-            queue = queue.queue,
-            consuming = queue.consuming,
-            because,
-            "queue"
-        );
+        info!(queue = queue.queue, consuming = queue.consuming, because, "queue");
     }
     for job in controls.running() {
         let since_ms = u64::try_from(job.since.as_millis()).unwrap_or(u64::MAX);
-        let progress = job
-            .progress
-            .map(|progress| progress.to_string())
-            .unwrap_or_default();
+        let progress = job.progress.map(|progress| progress.to_string()).unwrap_or_default();
         info!(
             job.id,
             job.kind,

@@ -34,16 +34,10 @@ impl Secret {
     /// [`InvalidSecret`] if it is empty or its base64 is broken.
     pub fn new(text: &str) -> Result<Self, InvalidSecret> {
         let bytes = match text.strip_prefix(PREFIX) {
-            Some(encoded) => STANDARD
-                .decode(encoded)
-                .map_err(|_| InvalidSecret::NotBase64)?,
+            Some(encoded) => STANDARD.decode(encoded).map_err(|_| InvalidSecret::NotBase64)?,
             None => text.as_bytes().to_vec(),
         };
-        if bytes.is_empty() {
-            Err(InvalidSecret::Empty)
-        } else {
-            Ok(Self(bytes))
-        }
+        if bytes.is_empty() { Err(InvalidSecret::Empty) } else { Ok(Self(bytes)) }
     }
 
     /// `v1,` and the signature of `id.seconds.body`.
@@ -70,11 +64,8 @@ mod tests {
     #[test]
     fn the_published_example_is_signed_as_published() {
         let secret = Secret::new("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
-        let signature = secret.sign(
-            "msg_p5jXN8AQM9LWM0D4loKWxJek",
-            1_614_265_330,
-            br#"{"test": 2432232314}"#,
-        );
+        let signature =
+            secret.sign("msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330, br#"{"test": 2432232314}"#);
         assert_eq!(signature, "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
     }
 
@@ -94,10 +85,7 @@ mod tests {
     fn a_broken_secret_is_refused_and_none_is_shown() {
         assert_eq!(Secret::new("").unwrap_err(), InvalidSecret::Empty);
         assert_eq!(Secret::new("whsec_").unwrap_err(), InvalidSecret::Empty);
-        assert_eq!(
-            Secret::new("whsec_hush!").unwrap_err(),
-            InvalidSecret::NotBase64
-        );
+        assert_eq!(Secret::new("whsec_hush!").unwrap_err(), InvalidSecret::NotBase64);
         assert!(!format!("{:?}", Secret::new("hush").unwrap()).contains("hush"));
     }
 }

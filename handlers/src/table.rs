@@ -20,14 +20,7 @@ pub(crate) fn summary(manifest: &Manifest, config: &Config) -> String {
 }
 
 fn queues(manifest: &Manifest) -> Table {
-    let mut table = table([
-        "QUEUE",
-        "TYPE",
-        "CONCURRENCY",
-        "PREFETCH",
-        "RATE",
-        "DEFAULT KIND",
-    ]);
+    let mut table = table(["QUEUE", "TYPE", "CONCURRENCY", "PREFETCH", "RATE", "DEFAULT KIND"]);
     for (name, queue) in &manifest.queues {
         table.add_row([
             name.clone(),
@@ -37,9 +30,7 @@ fn queues(manifest: &Manifest) -> Table {
             },
             or_default(queue.concurrency),
             or_default(queue.prefetch),
-            queue
-                .rate
-                .map_or_else(|| "-".to_owned(), |rate| format!("{rate}/s")),
+            queue.rate.map_or_else(|| "-".to_owned(), |rate| format!("{rate}/s")),
             queue.default_kind.clone().unwrap_or_else(|| "-".to_owned()),
         ]);
     }
@@ -47,14 +38,7 @@ fn queues(manifest: &Manifest) -> Table {
 }
 
 fn functions(manifest: &Manifest) -> Table {
-    let mut table = table([
-        "FUNCTION",
-        "QUEUE",
-        "RUNS",
-        "TIMEOUT",
-        "ATTEMPTS",
-        "CONCURRENCY",
-    ]);
+    let mut table = table(["FUNCTION", "QUEUE", "RUNS", "TIMEOUT", "ATTEMPTS", "CONCURRENCY"]);
     for (kind, function) in &manifest.functions {
         table.add_row([
             kind.clone(),

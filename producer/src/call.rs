@@ -82,8 +82,10 @@ impl Producer {
             Ok(heard) => heard,
             Err(_) => Err("the broker did not answer".to_owned()),
         };
-        let (channel, answers) = heard.map_err(|because| {
-            PublishError::Unconfirmed { id: id.to_owned(), may_have_arrived: false, because }
+        let (channel, answers) = heard.map_err(|because| PublishError::Unconfirmed {
+            id: id.to_owned(),
+            may_have_arrived: false,
+            because,
         })?;
         Ok((channel, answers, address))
     }

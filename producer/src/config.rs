@@ -215,6 +215,11 @@ impl Config {
         self.declare
     }
 
+    /// Whether a queue with other arguments is refused.
+    pub fn is_strict(&self) -> bool {
+        self.strict
+    }
+
     /// How long a publish waits for its confirm.
     pub fn deadline(&self) -> Duration {
         self.publish_deadline
@@ -332,7 +337,12 @@ mod tests {
 
     #[test]
     fn a_bad_url_is_explained_without_its_password() {
-        for url in ["http://u:hush@a", "amqp://u:hush@a:port", "u:hush@a", "amqp://u:hush@a?frame_max=4096"] {
+        for url in [
+            "http://u:hush@a",
+            "amqp://u:hush@a:port",
+            "u:hush@a",
+            "amqp://u:hush@a?frame_max=4096",
+        ] {
             let error = Config::new(url).unwrap_err().to_string();
             assert!(!error.contains("hush"), "{error}");
             assert!(error.contains("amqp://user:password@host"), "{error}");
@@ -352,8 +362,7 @@ mod tests {
                 pairs.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
             })
         };
-        let config =
-            read(&[("FOREBAY_NAMESPACE", "shop"), ("FOREBAY_DECLARE", "never")]).unwrap();
+        let config = read(&[("FOREBAY_NAMESPACE", "shop"), ("FOREBAY_DECLARE", "never")]).unwrap();
         assert_eq!((config.topology.namespace(), config.declare), ("shop", Declare::Never));
         let error = read(&[("FOREBAY_DECLARE", "yes")]).unwrap_err().to_string();
         assert_eq!(error, "FOREBAY_DECLARE=yes is not allowed: use auto or never");

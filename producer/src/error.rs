@@ -215,17 +215,14 @@ pub enum PublishError {
         queue: String,
         /// Why.
         #[source]
-        source: TopologyError,
+        source: Box<TopologyError>,
     },
 }
 
 impl PublishError {
     /// Whether the same call may succeed later without a change on this side.
     pub fn is_temporary(&self) -> bool {
-        matches!(
-            self,
-            Self::Unconfirmed { .. } | Self::Refused { .. } | Self::Topology { .. }
-        )
+        matches!(self, Self::Unconfirmed { .. } | Self::Refused { .. } | Self::Topology { .. })
     }
 }
 
@@ -313,6 +310,15 @@ pub enum DeadError {
     /// The user may not.
     #[error("the broker does not allow it: {because}; grant `read` on the dead-letter queues")]
     Denied {
+        /// The broker's words.
+        because: String,
+    },
+    /// The user may not look at queues.
+    #[error(
+        "the broker does not allow a look at the queue: {because}; grant `configure` on it, which \
+         RabbitMQ 4.3 asks for, or set FOREBAY_MANAGEMENT_URL to use the management API"
+    )]
+    MayNotLook {
         /// The broker's words.
         because: String,
     },

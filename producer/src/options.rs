@@ -8,7 +8,7 @@ use bytes::Bytes;
 use crate::error::PublishError;
 use crate::producer::{check_kind, check_queue};
 use crate::wire::delay::Delay;
-use crate::wire::envelope::{Envelope, to_ms};
+use crate::wire::envelope::{Envelope, as_ms, to_ms};
 
 const LONGEST_TEXT: usize = 255;
 
@@ -157,7 +157,7 @@ impl PublishOptions {
         envelope.reply_to = self.reply_to;
         envelope.priority = self.priority;
         envelope.expires_at_ms = self.expires.map(|expiry| match expiry {
-            Expiry::After(time) => to_ms(now + time),
+            Expiry::After(time) => to_ms(now).saturating_add(as_ms(time)),
             Expiry::At(time) => to_ms(time),
         });
         for (name, value) in &self.headers {

@@ -137,7 +137,8 @@ impl Producer {
         payload: impl Into<Bytes>,
         options: PublishOptions,
     ) -> Result<Receipt, PublishError> {
-        let deadline = options.deadline.map_or_else(|| self.deadline(), |wait| Instant::now() + wait);
+        let deadline =
+            options.deadline.map_or_else(|| self.deadline(), |wait| Instant::now() + wait);
         let (envelope, delay) = options.into_envelope(kind, payload.into(), SystemTime::now())?;
         let destination = delay.map_or(Destination::Queue, Destination::Later);
         self.send(&envelope, destination, deadline).await?;
@@ -157,7 +158,8 @@ impl Producer {
         jobs: impl Stream<Item = J> + Send,
     ) -> Result<u64, BulkError> {
         let mut broken_off = false;
-        let mut report = BulkError { confirmed: 0, failures: Vec::new(), failed: 0, stopped_at: None };
+        let mut report =
+            BulkError { confirmed: 0, failures: Vec::new(), failed: 0, stopped_at: None };
         let mut taken = 0;
         let mut jobs = std::pin::pin!(jobs);
         let mut flying = stream::FuturesUnordered::new();
@@ -194,7 +196,11 @@ impl Producer {
                 }
             }
         }
-        if report.failed == 0 && report.stopped_at.is_none() { Ok(report.confirmed) } else { Err(report) }
+        if report.failed == 0 && report.stopped_at.is_none() {
+            Ok(report.confirmed)
+        } else {
+            Err(report)
+        }
     }
 
     /// Publishes an envelope as it stands: what retries, dead letters and redrives are made of.
@@ -309,9 +315,11 @@ impl Producer {
                 may_have_arrived: false,
                 because: error.to_string(),
             },
-            source => {
-                PublishError::Topology { id: envelope.id.clone(), queue: queue.clone(), source }
-            }
+            source => PublishError::Topology {
+                id: envelope.id.clone(),
+                queue: queue.clone(),
+                source: Box::new(source),
+            },
         })
     }
 
@@ -319,9 +327,7 @@ impl Producer {
         let (topology, queue) = (self.config.topology(), &envelope.queue);
         let (exchange, routing_key) = match destination {
             Destination::Queue => (topology.jobs_exchange().to_owned(), queue.clone()),
-            Destination::Later(delay) => {
-                (topology.delay(delay.level()), delay.routing_key(queue))
-            }
+            Destination::Later(delay) => (topology.delay(delay.level()), delay.routing_key(queue)),
             Destination::DeadLetters => (topology.dead_exchange(), queue.clone()),
         };
         Message {

@@ -93,7 +93,8 @@ impl Broker {
 
 impl Drop for Broker {
     fn drop(&mut self) {
-        let mut queues = std::mem::take(&mut *self.queues.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut queues =
+            std::mem::take(&mut *self.queues.lock().unwrap_or_else(PoisonError::into_inner));
         queues.extend(declared(self.config.topology().namespace()));
         queues.insert("default".to_owned());
         io::handle().spawn(delete(self.config.clone(), queues));

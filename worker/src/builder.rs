@@ -20,6 +20,8 @@ use crate::runtime::Worker;
 use crate::verdict::MOST_CRASHES;
 
 const MOST_PREFETCH: usize = 1_000;
+/// Of the broker's consumer timeout; the rest is for settling.
+const MOST_OF_TIMEOUT: f64 = 0.8;
 
 /// How one queue is consumed.
 ///
@@ -66,7 +68,8 @@ impl QueueOptions {
     }
 
     /// Sets how many deliveries the broker hands out ahead. Default: 2 × concurrency, at least 16
-    /// and at most 1,000.
+    /// and at most 1,000; fewer where the handlers' timeouts would let the last of them wait longer
+    /// than the broker's consumer timeout allows.
     pub fn prefetch(mut self, deliveries: u16) -> Self {
         self.prefetch = Some(deliveries);
         self
@@ -97,9 +100,18 @@ impl QueueOptions {
         self
     }
 
+    /// The prefetch once [`WorkerBuilder::build`] has settled it.
     pub(crate) fn window(&self) -> u16 {
+        self.prefetch.unwrap_or(1)
+    }
+
+    /// Fills in the prefetch: as large as usual, unless the last of a full window could then wait
+    /// longer than `rounds` runs of the slowest handler.
+    fn settle_prefetch(&mut self, rounds: usize) {
         let usual = (2 * self.concurrency).clamp(16, MOST_PREFETCH);
-        self.prefetch.unwrap_or(u16::try_from(usual).unwrap_or(u16::MAX))
+        let fitting = self.concurrency.saturating_mul(rounds.max(1));
+        let window = u16::try_from(usual.min(fitting)).unwrap_or(u16::MAX).max(1);
+        self.prefetch.get_or_insert(window);
     }
 }
 
@@ -240,6 +252,7 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
     /// [`BuildError`] with all faults: a kind registered twice, a handler on a queue that is not
     /// consumed, names that are not allowed, a timeout that the broker would cut short.
     pub fn build(mut self) -> Result<Worker<S>, BuildError> {
+        self.settle_prefetch();
         self.check();
         if !self.faults.is_empty() {
             return Err(BuildError { faults: self.faults });
@@ -269,6 +282,16 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
         self
     }
 
+    fn settle_prefetch(&mut self) {
+        for (queue, options) in &mut self.queues {
+            let handlers = self.registry.iter().filter(|handler| &handler.queue == queue);
+            let slowest = handlers.map(|handler| handler.options.timeout).max();
+            let most = self.consumer_timeout.mul_f64(MOST_OF_TIMEOUT).as_secs_f64();
+            let rounds = slowest.map_or(f64::MAX, |slowest| most / slowest.as_secs_f64());
+            options.settle_prefetch(rounds as usize);
+        }
+    }
+
     fn check(&mut self) {
         if self.queues.is_empty() {
             self.faults.push("no queue to consume; add `.queue(\"default\", …)`".to_owned());
@@ -288,8 +311,10 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
                      consume; add `.queue(\"{queue}\", …)`"
                 )),
                 Some(options) => {
-                    faults.extend(too_slow(handler.options.timeout, options, self.consumer_timeout)
-                        .map(|fault| format!("the handler of `{kind}` {fault}")));
+                    faults.extend(
+                        too_slow(handler.options.timeout, options, self.consumer_timeout)
+                            .map(|fault| format!("the handler of `{kind}` {fault}")),
+                    );
                 }
             }
             if handler.options.concurrency == Some(0) {
@@ -323,7 +348,7 @@ impl QueueOptions {
 fn too_slow(timeout: Duration, queue: &QueueOptions, broker: Duration) -> Option<String> {
     let rounds = usize::from(queue.window()).div_ceil(queue.concurrency.max(1));
     let worst = timeout.saturating_mul(u32::try_from(rounds).unwrap_or(u32::MAX));
-    let most = broker.mul_f64(0.8);
+    let most = broker.mul_f64(MOST_OF_TIMEOUT);
     let show = |time: Duration| humantime::format_duration(Duration::from_secs(time.as_secs()));
     (worst > most).then(|| {
         format!(
@@ -331,7 +356,9 @@ fn too_slow(timeout: Duration, queue: &QueueOptions, broker: Duration) -> Option
              the broker's consumer timeout of {}; lower the timeout or the prefetch, raise the \
              concurrency, or raise the broker's consumer_timeout and tell it with \
              `consumer_timeout`",
-            show(worst), show(timeout), show(broker)
+            show(worst),
+            show(timeout),
+            show(broker)
         )
     })
 }

@@ -21,12 +21,14 @@ use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::acker::How;
 use crate::error::RunError;
 use crate::generation::Generation;
 use crate::intake::Intake;
+use crate::settle;
 
 const ANSWER: Duration = Duration::from_secs(10);
+/// How often a consumer without a connection says why.
+const LOOK: Duration = Duration::from_secs(1);
 const FLUSH: Duration = Duration::from_secs(5);
 
 /// Whether a queue is consumed, and if not, why.
@@ -165,18 +167,25 @@ impl<S: Send + Sync + 'static> Consumer<S> {
     }
 
     async fn open(&self) -> Result<Life, Refusal> {
-        let opened = self.link.channel(Instant::now() + ANSWER).await;
+        let opened = self.link.channel(Instant::now() + LOOK).await;
         let channel = opened.map_err(|error| match error {
-            ConnectError::Unreachable { .. } => Refusal::Now(Fault::Connection(self.link.trouble())),
+            ConnectError::Unreachable { .. } => {
+                Refusal::Now(Fault::Connection(self.link.trouble()))
+            }
             never => Refusal::Never(never),
         })?;
         let channel = channel.channel;
+        // A declaration compares arguments, consuming does not.
+        if self.config.is_strict() {
+            self.declare().await.map_err(Refusal::Now)?;
+        }
         let prefetch = self.intake.options.window();
         let queue = self.config.topology().queue(&self.intake.queue);
         let start = async {
             // Prefetch before consuming: without it the broker sends everything it has.
             channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
-            let (tag, options) = (self.intake.app.name.as_str().into(), BasicConsumeOptions::default());
+            let (tag, options) =
+                (self.intake.app.name.as_str().into(), BasicConsumeOptions::default());
             channel.basic_consume(queue.as_str().into(), tag, options, FieldTable::default()).await
         };
         let stream = match time::timeout(ANSWER, start).await {
@@ -249,8 +258,12 @@ impl<S: Send + Sync + 'static> Consumer<S> {
 
     fn lost(&self, fault: Fault, began: Instant) -> Event {
         let because = self.explain(&fault);
-        // A queue that is not there yet is declared without a word.
-        if !matches!(fault, Fault::Missing(_)) {
+        let known = {
+            let status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+            status.because.as_ref() == Some(&because)
+        };
+        // Said once; and a queue that is not there yet is declared without a word.
+        if !known && !matches!(fault, Fault::Missing(_)) {
             warn!(queue = self.intake.queue, error = because, "not consuming");
         }
         self.report(false, Some(because));
@@ -286,7 +299,7 @@ async fn wind_down(life: Life) {
     generation.giving_back.cancel();
     // What was delivered before the cancel is still in the stream, which ends after it.
     while cancelled && let Ok(Some(Ok(delivery))) = time::timeout(FLUSH, stream.next()).await {
-        generation.settle(delivery.delivery_tag, How::GiveBack);
+        settle::give_back(&generation, delivery.delivery_tag);
     }
     generation.jobs.close();
     generation.jobs.wait().await;

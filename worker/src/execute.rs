@@ -92,7 +92,8 @@ impl<S: Send + Sync + 'static> App<S> {
             return Err(Outcome::Expired);
         }
         let Some(handler) = handler else { return Err(Outcome::Unknown(self.nobody(envelope))) };
-        let decoded = std::panic::catch_unwind(AssertUnwindSafe(|| handler.decode(&envelope.payload)));
+        let decoded =
+            std::panic::catch_unwind(AssertUnwindSafe(|| handler.decode(&envelope.payload)));
         match decoded {
             Ok(Ok(ready)) => Ok(ready),
             Ok(Err(Undecoded::NotJson(why))) => {

@@ -80,7 +80,9 @@ impl Generation {
 
 impl fmt::Debug for Generation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Generation").field("lost", &self.lost.is_cancelled()).finish_non_exhaustive()
+        f.debug_struct("Generation")
+            .field("lost", &self.lost.is_cancelled())
+            .finish_non_exhaustive()
     }
 }
 
@@ -109,7 +111,11 @@ async fn acknowledge(
         for (tag, how) in batch.drain(..) {
             acker.settle(tag, how, &mut orders);
         }
-        if more { acker.flush(&mut orders) } else { acker.flush_all(&mut orders) }
+        if more {
+            acker.flush(&mut orders)
+        } else {
+            acker.flush_all(&mut orders)
+        }
         for order in orders.drain(..) {
             if lost.is_cancelled() {
                 return;

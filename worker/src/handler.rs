@@ -117,7 +117,8 @@ pub(crate) enum Undecoded {
 }
 
 /// A decoded job, ready to run once.
-pub(crate) type Ready<S> = Box<dyn FnOnce(Context<S>) -> BoxFuture<'static, JobResult<Output>> + Send>;
+pub(crate) type Ready<S> =
+    Box<dyn FnOnce(Context<S>) -> BoxFuture<'static, JobResult<Output>> + Send>;
 
 type Decode<S> = Box<dyn Fn(&Bytes) -> Result<Ready<S>, Undecoded> + Send + Sync>;
 
@@ -160,9 +161,7 @@ impl<S: Send + Sync + 'static> Handler<S> {
         let decode: Decode<S> = Box::new(move |payload| {
             let job: J = from_json(payload)?;
             let function = Arc::clone(&function);
-            Ok(Box::new(move |cx| {
-                async move { Output::of(&function(job, cx).await?) }.boxed()
-            }))
+            Ok(Box::new(move |cx| async move { Output::of(&function(job, cx).await?) }.boxed()))
         });
         Self::new(J::KIND, J::QUEUE, options, decode)
     }

@@ -261,10 +261,7 @@ struct House {
 }
 
 impl House {
-    async fn keep(
-        self,
-        mut consumers: JoinSet<Result<(), RunError>>,
-    ) -> Result<Summary, RunError> {
+    async fn keep(self, mut consumers: JoinSet<Result<(), RunError>>) -> Result<Summary, RunError> {
         let mut result = Ok(());
         let clock = tokio::spawn(limit_drain(self.controls.clone(), self.grace));
         let mut look = time::interval(LOOK);
@@ -305,7 +302,8 @@ impl House {
             return None;
         }
         let idle = self.controls.queues().into_iter().find(|status| {
-            status.idle_seconds >= most.as_secs().max(1) && status.because.as_deref() != Some("paused")
+            status.idle_seconds >= most.as_secs().max(1)
+                && status.because.as_deref() != Some("paused")
         })?;
         Some(RunError::NotConsuming {
             queue: idle.queue,

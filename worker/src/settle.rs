@@ -31,6 +31,11 @@ pub(crate) struct Settlement<'a> {
     pub(crate) give_back_at: Instant,
 }
 
+/// Gives back a delivery that was never looked at.
+pub(crate) fn give_back(generation: &Generation, tag: u64) {
+    generation.settle(tag, How::GiveBack);
+}
+
 enum Forwarded {
     Confirmed,
     Refused(PublishError),
@@ -144,7 +149,7 @@ fn waits(error: &PublishError) -> bool {
     use forebay_producer::TopologyError;
     match error {
         PublishError::Unconfirmed { .. } => true,
-        PublishError::Topology { source, .. } => matches!(source, TopologyError::Broker { .. }),
+        PublishError::Topology { source, .. } => matches!(**source, TopologyError::Broker { .. }),
         _ => false,
     }
 }

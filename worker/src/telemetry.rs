@@ -163,16 +163,26 @@ pub(crate) fn decided(counts: &Counts, job: &Envelope, verdict: &Verdict) {
             let error = envelope.failures.last().map_or("", |failure| failure.message.as_str());
             match why {
                 Why::Retry => warn!(
-                    job.id, job.kind = kind, attempt = job.attempt, delay_ms, error,
+                    job.id,
+                    job.kind = kind,
+                    attempt = job.attempt,
+                    delay_ms,
+                    error,
                     "job will be retried"
                 ),
                 Why::Grace => warn!(
-                    job.id, job.kind = kind, graces = envelope.graces, delay_ms,
+                    job.id,
+                    job.kind = kind,
+                    graces = envelope.graces,
+                    delay_ms,
                     "no handler takes this job yet; it waits for a deploy"
                 ),
                 Why::Deferral => debug!(job.id, job.kind = kind, delay_ms, "job put off"),
                 Why::Suspect => warn!(
-                    job.id, job.kind = kind, crashes = envelope.crashes, delay_ms,
+                    job.id,
+                    job.kind = kind,
+                    crashes = envelope.crashes,
+                    delay_ms,
                     "a process died under this job; it will run alone"
                 ),
             }
@@ -181,7 +191,11 @@ pub(crate) fn decided(counts: &Counts, job: &Envelope, verdict: &Verdict) {
             let reason = letter.dead.as_ref().map_or("", |mark| mark.reason.as_str());
             let error = letter.failures.last().map_or("", |failure| failure.message.as_str());
             error!(
-                job.id, job.kind = kind, attempt = job.attempt, reason, error,
+                job.id,
+                job.kind = kind,
+                attempt = job.attempt,
+                reason,
+                error,
                 "job is a dead letter now"
             );
         }

@@ -74,7 +74,8 @@ pub async fn run<S: Send + Sync + 'static, J: Job>(worker: &Worker<S>, job: &J) 
 /// Runs an envelope once, as [`run`]: with a payload or an attempt of your own.
 pub async fn run_envelope<S: Send + Sync + 'static>(worker: &Worker<S>, job: Envelope) -> Fate {
     let (app, stop) = (&worker.app, CancellationToken::new());
-    let (outcome, cx) = app.run(job, now_ms(), &stop, &producers(), &Arc::new(Running::default())).await;
+    let (outcome, cx) =
+        app.run(job, now_ms(), &stop, &producers(), &Arc::new(Running::default())).await;
     let job = cx.envelope();
     let facts = Facts { retry: app.retry(job), chance: 0.5, now_ms: now_ms(), worker: &app.name };
     fate(verdict::decide(outcome, job, &facts))
@@ -87,7 +88,11 @@ pub fn context<S>(state: S, envelope: Envelope) -> Context<S> {
 }
 
 /// A context with a deadline and a way to cancel it.
-pub fn context_until<S>(state: S, envelope: Envelope, timeout: Duration) -> (Context<S>, CancellationToken) {
+pub fn context_until<S>(
+    state: S,
+    envelope: Envelope,
+    timeout: Duration,
+) -> (Context<S>, CancellationToken) {
     let stop = CancellationToken::new();
     let deadline = Instant::now() + timeout;
     let cx = Context::new(Arc::new(state), envelope, deadline, stop.clone(), producers());

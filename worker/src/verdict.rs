@@ -66,7 +66,7 @@ pub(crate) fn decide(outcome: Outcome, job: &Envelope, facts: &Facts<'_>) -> Ver
     match outcome {
         Outcome::Done(output) => Verdict::Ack(output),
         Outcome::Cancelled => Verdict::GiveBack,
-        Outcome::Failed(error) => failed(error, job, facts),
+        Outcome::Failed(error) => failed(&error, job, facts),
         Outcome::TimedOut(timeout) => {
             let timeout = humantime::format_duration(timeout);
             let message = format!("the handler took longer than its timeout of {timeout}");
@@ -102,7 +102,7 @@ pub(crate) fn suspect(job: &Envelope, most_crashes: u32, facts: &Facts<'_>) -> O
     Some(Verdict::Again { after, envelope: Box::new(moved), why: Why::Suspect })
 }
 
-fn failed(error: JobError, job: &Envelope, facts: &Facts<'_>) -> Verdict {
+fn failed(error: &JobError, job: &Envelope, facts: &Facts<'_>) -> Verdict {
     let message = error.message();
     match error.then {
         Then::Reject => dead(Reason::Rejected, message, job, facts),

@@ -32,11 +32,7 @@ impl fmt::Display for Fault {
             write!(f, ":{column}")?;
         }
         write!(f, ": {}", self.what)?;
-        if self.remedy.is_empty() {
-            Ok(())
-        } else {
-            write!(f, "; {}", self.remedy)
-        }
+        if self.remedy.is_empty() { Ok(()) } else { write!(f, "; {}", self.remedy) }
     }
 }
 
@@ -66,11 +62,7 @@ pub(crate) struct Report<'t> {
 
 impl<'t> Report<'t> {
     pub(crate) fn new(file: &'t Path, text: &'t str) -> Self {
-        Self {
-            file,
-            text,
-            faults: RefCell::default(),
-        }
+        Self { file, text, faults: RefCell::default() }
     }
 
     /// Notes a fault at the place where `span` begins.
@@ -107,13 +99,7 @@ impl<'t> Report<'t> {
 fn place(text: &str, offset: usize) -> (usize, usize) {
     let before = text.get(..offset.min(text.len())).unwrap_or(text);
     let line = before.matches('\n').count() + 1;
-    let column = before
-        .rsplit('\n')
-        .next()
-        .unwrap_or_default()
-        .chars()
-        .count()
-        + 1;
+    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
     (line, column)
 }
 

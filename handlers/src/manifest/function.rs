@@ -103,9 +103,7 @@ impl Function {
         let concurrency = section.get("concurrency", |value| units::number(value, 1..=10_000));
         let retry = read_retry(&mut section);
         let runs = read_runs(kind, &mut section, folder);
-        let queue_at = queue
-            .as_ref()
-            .map_or(section.at.clone(), |queue| queue.span());
+        let queue_at = queue.as_ref().map_or(section.at.clone(), |queue| queue.span());
         let line = section.report.line(&section.at);
         if runs.is_some() {
             section.finish();
@@ -132,10 +130,8 @@ fn check_kind(kind: &str, section: &Section<'_, '_>) {
 }
 
 fn read_runs(kind: &str, section: &mut Section<'_, '_>, folder: &Path) -> Option<Runs> {
-    let stated: Vec<_> = ["exec", "http", "use"]
-        .into_iter()
-        .filter(|key| section.has(key))
-        .collect();
+    let stated: Vec<_> =
+        ["exec", "http", "use"].into_iter().filter(|key| section.has(key)).collect();
     match stated[..] {
         ["exec"] => read_exec(section, folder),
         ["http"] => read_http(section),
@@ -200,10 +196,7 @@ fn read_exec(section: &mut Section<'_, '_>, folder: &Path) -> Option<Runs> {
 fn check_variable(name: &str) -> Read<()> {
     if name.is_empty() || name.contains(['=', '\0']) {
         let remedy = "use a name without `=`";
-        return Err(wrong(
-            format!("has {name:?}, which cannot name a variable"),
-            remedy,
-        ));
+        return Err(wrong(format!("has {name:?}, which cannot name a variable"), remedy));
     }
     if name.starts_with("FOREBAY_JOB_") {
         let remedy = "choose another name: FOREBAY_JOB_… tells the program about its job";
@@ -237,11 +230,7 @@ fn read_http(section: &mut Section<'_, '_>) -> Option<Runs> {
         "would stand readable in this file",
         "put it into an environment variable and name that: secret_env = \"WEBHOOK_SECRET\"",
     );
-    Some(Runs::Http {
-        url: url?,
-        headers: headers.unwrap_or_default(),
-        secret_env,
-    })
+    Some(Runs::Http { url: url?, headers: headers.unwrap_or_default(), secret_env })
 }
 
 fn read_built_in(section: &mut Section<'_, '_>, folder: &Path) -> Option<Runs> {
@@ -249,10 +238,7 @@ fn read_built_in(section: &mut Section<'_, '_>, folder: &Path) -> Option<Runs> {
         let name = units::text(value)?;
         if name != FileDigest::NAME {
             let remedy = format!("the built-in functions are: \"{}\"", FileDigest::NAME);
-            return Err(wrong(
-                format!("names {name:?}, which is not built in"),
-                remedy,
-            ));
+            return Err(wrong(format!("names {name:?}, which is not built in"), remedy));
         }
         Ok(())
     });
@@ -299,9 +285,7 @@ fn read_policy(mut section: Section<'_, '_>) -> Option<Retry> {
     }
     section.finish();
     Some(Retry {
-        max_attempts: max
-            .and_then(|max| u32::try_from(max).ok())
-            .unwrap_or(default.max_attempts),
+        max_attempts: max.and_then(|max| u32::try_from(max).ok()).unwrap_or(default.max_attempts),
         base: base.unwrap_or(default.base),
         factor: factor.unwrap_or(default.factor),
         cap: cap.unwrap_or(default.cap.max(base.unwrap_or_default())),

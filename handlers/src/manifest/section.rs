@@ -32,13 +32,7 @@ impl<'r, 't> Section<'r, 't> {
             (name.as_ref(), (key.span(), value))
         };
         let left = table.iter().map(entry).collect();
-        Self {
-            report,
-            name: name.into(),
-            at,
-            left,
-            known: Vec::new(),
-        }
+        Self { report, name: name.into(), at, left, known: Vec::new() }
     }
 
     /// The value of `key`, if it stands there and is right.
@@ -123,8 +117,7 @@ impl<'r, 't> Section<'r, 't> {
     /// The first key left that holds a table.
     pub(super) fn first_table(&self) -> Option<&'r str> {
         let mut left = self.left.iter();
-        left.find(|(_, (_, value))| value.get_ref().is_table())
-            .map(|(key, _)| *key)
+        left.find(|(_, (_, value))| value.get_ref().is_table()).map(|(key, _)| *key)
     }
 
     /// The value of `key` as it stands there.
@@ -141,25 +134,20 @@ impl<'r, 't> Section<'r, 't> {
     /// Faults a key that makes no sense here, so that it does not count as unknown.
     pub(super) fn refuse(&mut self, key: &'static str, what: &str, remedy: &str) {
         if let Some((at, _)) = self.left.remove(key) {
-            self.report
-                .add(at, format!("`{key}` in {} {what}", self.name), remedy);
+            self.report.add(at, format!("`{key}` in {} {what}", self.name), remedy);
         }
     }
 
     /// Faults every key that was not asked for.
     pub(super) fn finish(self) {
         for (key, (at, _)) in self.left {
-            let place = if self.name.is_empty() {
-                String::new()
-            } else {
-                format!(" in {}", self.name)
-            };
+            let place =
+                if self.name.is_empty() { String::new() } else { format!(" in {}", self.name) };
             let remedy = match suggestion(key, self.known.iter().copied()) {
                 Some(near) => format!("did you mean `{near}`?"),
                 None => format!("known are {}", self.known.join(", ")),
             };
-            self.report
-                .add(at, format!("unknown key `{key}`{place}"), remedy);
+            self.report.add(at, format!("unknown key `{key}`{place}"), remedy);
         }
     }
 }
@@ -167,9 +155,5 @@ impl<'r, 't> Section<'r, 't> {
 /// A name as TOML wants it: bare if it can be, else quoted.
 pub(super) fn as_key(name: &str) -> String {
     let bare = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-    if !name.is_empty() && name.chars().all(bare) {
-        name.to_owned()
-    } else {
-        format!("{name:?}")
-    }
+    if !name.is_empty() && name.chars().all(bare) { name.to_owned() } else { format!("{name:?}") }
 }

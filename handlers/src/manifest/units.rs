@@ -18,10 +18,7 @@ pub(super) struct Wrong {
 pub(super) type Read<T> = Result<T, Wrong>;
 
 pub(super) fn wrong(what: impl Into<String>, remedy: impl Into<String>) -> Wrong {
-    Wrong {
-        what: what.into(),
-        remedy: remedy.into(),
-    }
+    Wrong { what: what.into(), remedy: remedy.into() }
 }
 
 pub(super) fn text(value: &DeValue<'_>) -> Read<String> {
@@ -33,18 +30,12 @@ pub(super) fn text(value: &DeValue<'_>) -> Read<String> {
 }
 
 pub(super) fn flag(value: &DeValue<'_>) -> Read<bool> {
-    value
-        .as_bool()
-        .ok_or_else(|| unlike(value, "true or false", "write true or false"))
+    value.as_bool().ok_or_else(|| unlike(value, "true or false", "write true or false"))
 }
 
 /// A whole number within `range`.
 pub(super) fn number(value: &DeValue<'_>, range: RangeInclusive<u64>) -> Read<u64> {
-    let allowed = format!(
-        "write a whole number from {} to {}",
-        range.start(),
-        range.end()
-    );
+    let allowed = format!("write a whole number from {} to {}", range.start(), range.end());
     let Some(integer) = value.as_integer() else {
         return Err(unlike(value, "a whole number", allowed));
     };
@@ -101,10 +92,7 @@ pub(super) fn size(value: &DeValue<'_>) -> Read<usize> {
         "GiB" => 1 << 30,
         _ => return Err(bad()),
     };
-    let bytes = digits
-        .parse::<usize>()
-        .ok()
-        .and_then(|number| number.checked_mul(factor));
+    let bytes = digits.parse::<usize>().ok().and_then(|number| number.checked_mul(factor));
     bytes.filter(|bytes| *bytes > 0).ok_or_else(bad)
 }
 
@@ -131,23 +119,17 @@ pub(super) fn pairs(value: &DeValue<'_>) -> Read<BTreeMap<String, String>> {
         return Err(unlike(value, "a table", form));
     };
     let entries = table.iter().map(|(name, value)| match value.get_ref() {
-        DeValue::String(text) => Ok((
-            name.get_ref().clone().into_owned(),
-            text.clone().into_owned(),
-        )),
-        other => Err(wrong(
-            format!("has {} for `{}`", described(other), name.get_ref()),
-            form,
-        )),
+        DeValue::String(text) => {
+            Ok((name.get_ref().clone().into_owned(), text.clone().into_owned()))
+        }
+        other => Err(wrong(format!("has {} for `{}`", described(other), name.get_ref()), form)),
     });
     entries.collect()
 }
 
 pub(super) fn table<'v, 't>(value: &'v Spanned<DeValue<'t>>) -> Read<&'v DeTable<'t>> {
     let value = value.get_ref();
-    value
-        .as_table()
-        .ok_or_else(|| unlike(value, "a table", "write it as a [section]"))
+    value.as_table().ok_or_else(|| unlike(value, "a table", "write it as a [section]"))
 }
 
 fn unlike(value: &DeValue<'_>, wanted: &str, remedy: impl Into<String>) -> Wrong {
@@ -188,9 +170,7 @@ mod tests {
             ("30", None),
         ];
         for (toml, millis) in cases {
-            let duration = read(toml, duration)
-                .ok()
-                .map(|duration| duration.as_millis());
+            let duration = read(toml, duration).ok().map(|duration| duration.as_millis());
             assert_eq!(duration, millis, "{toml}");
         }
     }
@@ -220,16 +200,10 @@ mod tests {
         assert_eq!(count("16"), Some(16));
         assert_eq!(count("0x10"), Some(16));
         assert_eq!(count("1_0"), Some(10));
-        assert_eq!(
-            (count("0"), count("101"), count("-1"), count("1.5")),
-            (None, None, None, None)
-        );
+        assert_eq!((count("0"), count("101"), count("-1"), count("1.5")), (None, None, None, None));
         assert_eq!(count(r#""16""#), None);
         let rate = |toml| read(toml, |value| decimal(value, 0.5)).ok();
-        assert_eq!(
-            (rate("2"), rate("0.5"), rate("0.4")),
-            (Some(2.0), Some(0.5), None)
-        );
+        assert_eq!((rate("2"), rate("0.5"), rate("0.4")), (Some(2.0), Some(0.5), None));
         assert_eq!((rate("nan"), rate("inf")), (None, None));
     }
 
@@ -242,14 +216,8 @@ mod tests {
                 r#"write it with its unit, as "500ms", "30s" or "1h30m""#
             )
         );
-        assert_eq!(
-            read(r#"["a", 1]"#, texts).unwrap_err().what,
-            "holds the number 1"
-        );
-        assert_eq!(
-            read("{ A = 1 }", pairs).unwrap_err().what,
-            "has the number 1 for `A`"
-        );
+        assert_eq!(read(r#"["a", 1]"#, texts).unwrap_err().what, "holds the number 1");
+        assert_eq!(read("{ A = 1 }", pairs).unwrap_err().what, "has the number 1 for `A`");
         assert_eq!(read("[]", texts).unwrap_err().what, "is an empty list");
     }
 }

@@ -92,7 +92,10 @@ impl Link {
     ///
     /// # Errors
     /// [`ConnectError`] when there is none by then, or there will never be one.
-    pub async fn connected(&self, deadline: Instant) -> Result<(Arc<Connection>, u64), ConnectError> {
+    pub async fn connected(
+        &self,
+        deadline: Instant,
+    ) -> Result<(Arc<Connection>, u64), ConnectError> {
         let mut status = self.status();
         let usable = status.wait_for(|status| {
             status.connection.is_some() || status.failed.is_some() || status.closed
@@ -135,6 +138,9 @@ impl Link {
     /// Why there is no usable connection now, in words; empty when there is one.
     pub fn trouble(&self) -> String {
         let status = self.shared.status.borrow();
+        if let Some(failed) = &status.failed {
+            return failed.to_string();
+        }
         if let Some(blocked) = &status.blocked {
             return format!("the broker blocks publishers: {blocked}");
         }
@@ -143,6 +149,15 @@ impl Link {
         }
         let fault = status.last_fault.as_deref().unwrap_or("still connecting");
         format!("no connection to {}: {fault}", self.shared.broker)
+    }
+
+    /// Resolves when it was given up, which happens only before it was ever up.
+    pub(crate) async fn given_up(&self) {
+        let mut status = self.status();
+        let given_up = status.wait_for(|status| status.failed.is_some() || status.generation > 0);
+        if !given_up.await.is_ok_and(|status| status.failed.is_some()) {
+            std::future::pending().await
+        }
     }
 
     /// Closes the connection and ends the supervisor.
@@ -283,13 +298,22 @@ impl Supervisor {
         if self.stop.is_cancelled() {
             return Event::Stop;
         }
-        warn!(role = self.role, broker = self.config.broker(), error = %fault, "not connected");
-        self.tell.send_modify(|status| status.last_fault = Some(fault.to_string()));
+        let (broker, text) = (self.config.broker(), fault.to_string());
+        // Said once; while nothing changes, only to those who ask for more.
+        if self.tell.borrow().last_fault.as_ref() == Some(&text) {
+            debug!(role = self.role, broker, error = text, "still not connected");
+        } else {
+            warn!(role = self.role, broker, error = text, "not connected");
+        }
+        self.tell.send_modify(|status| status.last_fault = Some(text));
         Event::Lost(fault, self.began.elapsed())
     }
 
     fn publish(&self, state: &State, connection: &Option<Arc<Connection>>) {
         self.tell.send_modify(|status| {
+            if connection.is_some() {
+                status.last_fault = None;
+            }
             status.connection.clone_from(connection);
             status.generation = state.generation;
             status.blocked = match &state.phase {

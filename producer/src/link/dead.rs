@@ -18,7 +18,7 @@ use tokio::time::{self, Instant};
 use super::connection::Link;
 use super::fault::Fault;
 use crate::config::Config;
-use crate::error::DeadError;
+use crate::error::{DeadError, PublishError};
 use crate::producer::{Destination, Producer};
 use crate::wire::envelope::{Envelope, Raw, now_ms};
 
@@ -169,7 +169,7 @@ impl DeadLetters {
     ) -> Result<Done, DeadError> {
         let mut walk = self.walk(pile, limit).await?;
         let mut done = Done { total: walk.total, ..Done::default() };
-        let mut pace = options.rate.map(|rate| time::interval(Duration::from_secs_f64(1.0 / rate)));
+        let mut pace = options.rate.map(|rate| time::interval(gap(rate)));
         while let Some(taken) = walk.next().await? {
             if !filter.matches(&taken.letter, now_ms()) {
                 done.left += 1;
@@ -190,7 +190,14 @@ impl DeadLetters {
                     walk.ack(taken.tag).await?;
                     done.done += 1;
                 }
-                Err(error) => done.failed.push((id, error.to_string())),
+                Err(error) => {
+                    let in_vain = matches!(error, PublishError::Unconfirmed { .. });
+                    done.failed.push((id, error.to_string()));
+                    if in_vain {
+                        progress(&done);
+                        break; // The rest would each wait as long.
+                    }
+                }
             }
             progress(&done);
         }
@@ -202,12 +209,7 @@ impl DeadLetters {
     ///
     /// # Errors
     /// [`DeadError`] when the pile cannot be read any further.
-    pub async fn purge(
-        &self,
-        pile: &Pile,
-        filter: &Filter,
-        limit: u16,
-    ) -> Result<Done, DeadError> {
+    pub async fn purge(&self, pile: &Pile, filter: &Filter, limit: u16) -> Result<Done, DeadError> {
         let mut walk = self.walk(pile, limit).await?;
         let mut done = Done { total: walk.total, ..Done::default() };
         while let Some(taken) = walk.next().await? {
@@ -238,6 +240,12 @@ impl DeadLetters {
         let walk = Walk::start(channel, &queue, pile == &Pile::Unrouted, limit);
         walk.await.map_err(|fault| explain(fault, &queue))
     }
+}
+
+/// The time between two of so many per second; at least a microsecond, at most an hour.
+fn gap(per_second: f64) -> Duration {
+    let seconds = (1.0 / per_second).clamp(1e-6, 3600.0);
+    Duration::from_secs_f64(if seconds.is_nan() { 1.0 } else { seconds })
 }
 
 /// A walk over a pile: each letter is taken, and at the end those that were not acked go back.

@@ -56,7 +56,7 @@ impl Inspector {
                 Ok(Some(QueueCount { ready, consumers }))
             }
             Ok(Err(Fault::Missing(_))) => Ok(None),
-            Ok(Err(Fault::Denied(because))) => Err(DeadError::Denied { because }),
+            Ok(Err(Fault::Denied(because))) => Err(DeadError::MayNotLook { because }),
             Ok(Err(fault)) => Err(DeadError::Broker { because: fault.to_string() }),
             Err(_) => Err(DeadError::Broker { because: "no answer within 10s".to_owned() }),
         }

@@ -17,7 +17,7 @@ pub(crate) fn handle() -> &'static Handle {
             .expect("the operating system grants an epoll instance and a pipe");
         let handle = runtime.handle().clone();
         thread::Builder::new()
-            .name("forebay-amqp".to_owned())
+            .name("forebay amqp".to_owned())
             .spawn(move || runtime.block_on(future::pending::<()>()))
             .expect("the operating system grants a thread");
         handle

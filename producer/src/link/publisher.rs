@@ -93,10 +93,15 @@ impl Publisher {
             self.requests.send(request).await.ok()?;
             verdict.await.ok()
         };
-        match time::timeout_at(deadline, wait).await {
-            Ok(Some(answer)) => Ok(answer),
-            Ok(None) => Err(self.no_answer(&sent, "the producer was closed")),
-            Err(_) => Err(self.no_answer(&sent, "the broker did not confirm it")),
+        tokio::select! {
+            biased;
+            answer = time::timeout_at(deadline, wait) => match answer {
+                Ok(Some(answer)) => Ok(answer),
+                Ok(None) => Err(self.no_answer(&sent, "the producer was closed")),
+                Err(_) => Err(self.no_answer(&sent, "the broker did not confirm it")),
+            },
+            // Waiting for a broker that refuses us would be in vain.
+            () = self.link.given_up() => Err(self.no_answer(&sent, "the broker refuses us")),
         }
     }
 

@@ -55,6 +55,8 @@ pub struct State {
     pub generation: u64,
     /// How long refused credentials are tried again before the first success.
     pub patience: Duration,
+    /// Declaring was tried since the last open that found nothing.
+    declared: bool,
 }
 
 /// What happened.
@@ -96,7 +98,7 @@ pub enum Action {
 impl State {
     /// A link that was never up.
     pub fn new(patience: Duration) -> Self {
-        Self { phase: Phase::Down { failures: 0 }, generation: 0, patience }
+        Self { phase: Phase::Down { failures: 0 }, generation: 0, patience, declared: false }
     }
 
     /// Whether it was ever up.
@@ -120,6 +122,7 @@ impl State {
             Event::Opened => {
                 self.phase = Phase::Up;
                 self.generation += 1;
+                self.declared = false;
                 Action::Watch
             }
             Event::Lost(fault, elapsed) => return self.lost(fault, failures, elapsed, jitter),
@@ -139,15 +142,22 @@ impl State {
         (self, action)
     }
 
-    fn lost(mut self, fault: Fault, failures: u32, elapsed: Duration, jitter: f64) -> (Self, Action) {
+    fn lost(
+        mut self,
+        fault: Fault,
+        failures: u32,
+        elapsed: Duration,
+        jitter: f64,
+    ) -> (Self, Action) {
         let denied = matches!(fault, Fault::Denied(_) | Fault::Vhost(_) | Fault::Mismatch(_));
         if denied && !self.was_up() && elapsed >= self.patience {
             self.phase = Phase::Failed;
             return (self, Action::GiveUp(fault));
         }
         self.phase = Phase::Down { failures: failures.saturating_add(1) };
-        // The first 404 is an invitation to declare; one right after declaring is a fault.
-        if matches!(fault, Fault::Missing(_)) && failures == 0 {
+        // A 404 is an invitation to declare; one right after declaring is a fault to wait out.
+        self.declared = matches!(fault, Fault::Missing(_)) && !self.declared;
+        if self.declared {
             return (self, Action::Declare);
         }
         let most = if denied { LONGEST_WAIT_DENIED } else { LONGEST_WAIT };
@@ -197,7 +207,8 @@ mod tests {
 
     #[test]
     fn waits_grow_to_one_and_a_half_seconds_or_to_thirty_when_denied() {
-        for (fault, most) in [(gone(), LONGEST_WAIT), (Fault::Denied("no".into()), LONGEST_WAIT_DENIED)]
+        for (fault, most) in
+            [(gone(), LONGEST_WAIT), (Fault::Denied("no".into()), LONGEST_WAIT_DENIED)]
         {
             let mut state = up();
             let mut waits = Vec::new();
@@ -230,12 +241,19 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_queue_is_declared_once_then_waited_for() {
+    fn a_missing_queue_is_declared_and_waited_for_in_turns() {
         let missing = || lost(Fault::Missing("no queue".into()));
-        let (state, action) = up().next(missing(), 1.0);
-        assert_eq!(action, Action::Declare);
-        let (state, _) = state.next(Event::Begin, 1.0);
-        assert!(matches!(state.next(missing(), 1.0).1, Action::Wait(_)));
+        // Deleted under its consumer: first the cancel, then the 404.
+        let (state, action) = up().next(lost(Fault::Cancelled), 1.0);
+        assert!(matches!(action, Action::Wait(_)));
+        let mut state = state;
+        for _ in 0..3 {
+            let (next, action) = state.next(Event::Begin, 1.0).0.next(missing(), 1.0);
+            assert_eq!(action, Action::Declare);
+            let (next, action) = next.next(Event::Begin, 1.0).0.next(missing(), 1.0);
+            assert!(matches!(action, Action::Wait(_)));
+            state = next;
+        }
     }
 
     #[test]

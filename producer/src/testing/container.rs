@@ -133,11 +133,8 @@ pub(super) async fn shared() -> String {
     let lock = tokio::task::spawn_blocking(move || lock.lock().map(|()| lock));
     let _lock = lock.await.expect("no panic").expect("the lock file can be locked");
     let name = format!("forebay-test-{}", image_name().replace([':', '/', '.'], "-"));
-    let started = image("shared")
-        .with_container_name(name)
-        .with_reuse(ReuseDirective::Always)
-        .start()
-        .await;
+    let started =
+        image("shared").with_container_name(name).with_reuse(ReuseDirective::Always).start().await;
     let container = started.unwrap_or_else(|error| give_up(&error));
     let port = container.get_host_port_ipv4(AMQP).await.expect("the port is mapped");
     let url = url(port);

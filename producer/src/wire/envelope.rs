@@ -32,8 +32,19 @@ mod name {
     pub(super) const DEAD_AT: &str = "forebay-dead-at";
 
     pub(super) const ALL: [&str; 13] = [
-        ATTEMPT, CRASHES, GRACES, DEFERRALS, FAILURES, EXPIRES_AT, QUEUE, PUBLISHED_AT, KEY,
-        REDRIVES, OWNER, REASON, DEAD_AT,
+        ATTEMPT,
+        CRASHES,
+        GRACES,
+        DEFERRALS,
+        FAILURES,
+        EXPIRES_AT,
+        QUEUE,
+        PUBLISHED_AT,
+        KEY,
+        REDRIVES,
+        OWNER,
+        REASON,
+        DEAD_AT,
     ];
 }
 
@@ -113,8 +124,8 @@ impl DeadMark {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct BrokerMarks {
-    /// `x-delivery-count`: earlier deliveries that ended without an ack. Believed only on a
-    /// redelivery, because a publisher can forge it on the first.
+    /// `x-delivery-count`: earlier deliveries that ended without an ack; `None` where the broker
+    /// does not count. Believed only on a redelivery, because a publisher can forge it on the first.
     pub delivery_count: Option<u32>,
     /// The delivery was handed out before.
     pub redelivered: bool,
@@ -137,7 +148,11 @@ pub struct Raw<'a> {
 
 impl Envelope {
     /// A new job with an id of its own, first attempt, nothing else set.
-    pub fn new(kind: impl Into<String>, queue: impl Into<String>, payload: impl Into<Bytes>) -> Self {
+    pub fn new(
+        kind: impl Into<String>,
+        queue: impl Into<String>,
+        payload: impl Into<Bytes>,
+    ) -> Self {
         Self {
             id: new_id(),
             kind: Some(kind.into()),
@@ -227,7 +242,10 @@ impl Envelope {
             reason: reason.parse().unwrap_or(Reason::Failed),
             at_ms: number(name::DEAD_AT).unwrap_or(0),
         });
-        self.broker.delivery_count = small("x-delivery-count").filter(|_| redelivered);
+        // From 4.3 on a delivery that was given back has only been acquired once more: it counts
+        // zero failed deliveries, which is not the same as not counting (classic queues).
+        let acquired = small("x-acquired-count").map(|_| 0);
+        self.broker.delivery_count = small("x-delivery-count").or(acquired).filter(|_| redelivered);
         self.broker.death = table.inner().get("x-death").and_then(read_death);
         self.foreign = headers::travelling(table, &name::ALL);
     }
@@ -355,7 +373,11 @@ impl Envelope {
     /// Bytes that properties and headers take on the wire, roughly and rather too many.
     pub fn header_bytes(&self) -> usize {
         let words = [
-            &self.kind, &self.correlation_id, &self.reply_to, &self.app_id, &self.content_encoding,
+            &self.kind,
+            &self.correlation_id,
+            &self.reply_to,
+            &self.app_id,
+            &self.content_encoding,
         ];
         let words = words.iter().filter_map(|word| word.as_ref().map(String::len)).sum::<usize>();
         words + self.id.len() + self.content_type.len() + headers::table_bytes(&self.header_table())
@@ -379,8 +401,12 @@ pub fn now_ms() -> u64 {
 
 /// A point in time in milliseconds since the epoch; 0 for anything before it.
 pub(crate) fn to_ms(time: SystemTime) -> u64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    as_ms(time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO))
+}
+
+/// A duration in whole milliseconds, as many as fit.
+pub(crate) fn as_ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn write_failure(failure: &Failure) -> AMQPValue {
@@ -485,8 +511,19 @@ mod tests {
         prop_oneof![
             prop::sample::select(name::ALL.to_vec()).prop_map(str::to_owned),
             prop::sample::select(vec![
-                "x-death", "x-delivery-count", "CC", "BCC", "at", "attempt", "reason", "message",
-                "worker", "time", "queue", "forebay-tomorrow", "traceparent",
+                "x-death",
+                "x-delivery-count",
+                "CC",
+                "BCC",
+                "at",
+                "attempt",
+                "reason",
+                "message",
+                "worker",
+                "time",
+                "queue",
+                "forebay-tomorrow",
+                "traceparent",
             ])
             .prop_map(str::to_owned),
             "[a-zA-Z-]{0,30}",
@@ -585,7 +622,8 @@ mod tests {
         #[test]
         fn headers_never_take_more_bytes_than_are_counted(envelope in any_envelope()) {
             let properties = envelope.properties();
-            let written = gen_properties(&properties)(Cursor::new(Vec::new()).into()).unwrap();
+            let mut frame = vec![0; 256 * 1024];
+            let written = gen_properties(&properties)(Cursor::new(&mut frame[..]).into()).unwrap();
             // Class, weight and body size, and the frame around them (AMQP 0-9-1, section 4.2.6).
             let real = written.position + 12 + 8;
             prop_assert!(envelope.header_bytes() >= real as usize, "{} < {real}", envelope.header_bytes());
@@ -623,9 +661,14 @@ mod tests {
         let properties = BasicProperties::default().with_headers(table);
         let seen = |redelivered| {
             let payload = Bytes::new();
-            Envelope::decode(Raw { properties: &properties, routing_key: "q", redelivered, payload })
-                .broker
-                .delivery_count
+            Envelope::decode(Raw {
+                properties: &properties,
+                routing_key: "q",
+                redelivered,
+                payload,
+            })
+            .broker
+            .delivery_count
         };
         assert_eq!((seen(false), seen(true)), (None, Some(99)));
     }

@@ -54,7 +54,7 @@ pub(crate) fn number(value: &AMQPValue) -> Option<u64> {
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "range is checked")]
 fn whole(n: f64) -> Option<u64> {
-    (n.is_finite() && n >= 0.0 && n < 9.0e15).then_some(n as u64)
+    (0.0..9.0e15).contains(&n).then_some(n as u64)
 }
 
 /// Text, whatever it came as; `None` for tables, arrays and nothing.
@@ -117,9 +117,7 @@ fn value_bytes(value: &AMQPValue) -> usize {
         AMQPValue::LongString(text) => 4 + text.len(),
         AMQPValue::ShortString(text) => 1 + text.as_str().len(),
         AMQPValue::ByteArray(bytes) => 4 + bytes.len(),
-        AMQPValue::FieldArray(items) => {
-            4 + items.as_slice().iter().map(value_bytes).sum::<usize>()
-        }
+        AMQPValue::FieldArray(items) => 4 + items.as_slice().iter().map(value_bytes).sum::<usize>(),
         AMQPValue::FieldTable(table) => table_bytes(table),
         _ => 8,
     }

@@ -1,4 +1,13 @@
 //! The worker on real RabbitMQ: one file a subject, one behaviour a test.
 
+#![expect(clippy::unwrap_used, reason = "a test may fail anywhere")]
+#![expect(clippy::needless_pass_by_value, reason = "handlers take what they are given")]
+
+mod crash;
+mod drain;
+mod foreign;
+mod invariants;
+mod places;
 mod settlement;
+mod supervision;
 mod support;

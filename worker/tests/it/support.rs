@@ -149,7 +149,8 @@ impl Bench {
         let exchange = self.config().topology().jobs_exchange().into();
         let options = lapin::options::BasicPublishOptions { mandatory: true, ..Default::default() };
         let properties = lapin::BasicProperties::default();
-        let sent = channel.basic_publish(exchange, "default".into(), options, body.as_bytes(), properties);
+        let sent =
+            channel.basic_publish(exchange, "default".into(), options, body.as_bytes(), properties);
         let confirm = sent.await.expect("written").await.expect("confirmed");
         assert_eq!(confirm, lapin::Confirmation::Ack(None));
     }
@@ -158,7 +159,8 @@ impl Bench {
 /// A bare channel in confirm mode, for what no Forebay client would do.
 pub(crate) async fn raw_channel(config: &Config) -> lapin::Channel {
     let link = Link::open(config, "raw");
-    let channel = link.channel(Instant::now() + PATIENCE).await.expect("the broker answers").channel;
+    let channel =
+        link.channel(Instant::now() + PATIENCE).await.expect("the broker answers").channel;
     channel.confirm_select(Default::default()).await.expect("confirms");
     // The channel does not keep its connection: a test is short, the link may stay.
     std::mem::forget(link);

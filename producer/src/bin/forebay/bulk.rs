@@ -59,11 +59,7 @@ pub(crate) async fn run(bulk: Bulk, session: &Session) -> anyhow::Result<Exit> {
     let connected = session.producer().await;
     let producer = connected.with_context(|| continue_from(bulk.from_line, 0))?;
     let bar = screen::progress(lines.total);
-    let mut run = Run {
-        ledger: Ledger::from_line(bulk.from_line),
-        bar,
-        began,
-    };
+    let mut run = Run { ledger: Ledger::from_line(bulk.from_line), bar, began };
     let end = run.publish(&bulk, lines.next, &producer).await;
     run.bar.finish_and_clear();
     let elapsed = run.began.elapsed();
@@ -116,7 +112,7 @@ impl Run {
                 // Cancel-safe: a line stays in the channel until it is taken.
                 next = lines.recv(), if room => match next {
                     None => end = Some(End::AllRead),
-                    Some(line) if line.number < bulk.from_line => self.bar.inc(line.bytes),
+                    Some(line) if passed_over(&line, bulk.from_line) => self.bar.inc(line.bytes),
                     Some(line) => {
                         let number = line.number;
                         self.bar.inc(line.bytes);
@@ -176,12 +172,7 @@ impl Run {
     }
 
     fn report(self, end: End, elapsed: Duration, session: &Session) -> anyhow::Result<Exit> {
-        let Ledger {
-            published,
-            bad,
-            failed,
-            ..
-        } = self.ledger;
+        let Ledger { published, bad, failed, .. } = self.ledger;
         let (rate, seconds) = (rate(published, elapsed), elapsed.as_secs_f64());
         let next = self.ledger.continue_from();
         let stopped = !matches!(end, End::AllRead);
@@ -225,6 +216,11 @@ impl Run {
     }
 }
 
+/// Whether an earlier run has dealt with the line. That reading ended there is news all the same.
+fn passed_over(line: &Line, from_line: u64) -> bool {
+    line.number < from_line && !matches!(line.content, Content::Broken(_))
+}
+
 #[derive(Debug, PartialEq, Eq)]
 enum Data {
     Job(String),
@@ -252,17 +248,12 @@ fn data(content: Content, shape: &Shape) -> Data {
 
 /// The parser's words; "line 1" is left out, because the line has another number.
 fn column_only(error: &serde_json::Error) -> String {
-    error
-        .to_string()
-        .replace(" at line 1 column ", " at column ")
+    error.to_string().replace(" at line 1 column ", " at column ")
 }
 
 /// Whether only this job is the reason: others may well be published.
 fn concerns_one_job(error: &PublishError) -> bool {
-    matches!(
-        error,
-        PublishError::TooLarge { .. } | PublishError::Unacceptable { .. }
-    )
+    matches!(error, PublishError::TooLarge { .. } | PublishError::Unacceptable { .. })
 }
 
 fn rate(jobs: u64, elapsed: Duration) -> u64 {
@@ -295,19 +286,14 @@ mod tests {
             assert_eq!(read(line, &Shape::Json), Data::Job(line.to_owned()));
         }
         assert_eq!(read(" \t", &Shape::Json), Data::Blank);
-        let Data::Bad(why) = read("{\"a\" 1}", &Shape::Json) else {
-            panic!()
-        };
+        let Data::Bad(why) = read("{\"a\" 1}", &Shape::Json) else { panic!() };
         assert_eq!(why, "not JSON: expected `:` at column 6");
     }
 
     #[test]
     fn a_line_of_text_keeps_its_blanks() {
         let shape = Shape::Template(Template::parse(template::PATH).unwrap());
-        assert_eq!(
-            read(" a ", &shape),
-            Data::Job("{\"path\": \" a \"}".to_owned())
-        );
+        assert_eq!(read(" a ", &shape), Data::Job("{\"path\": \" a \"}".to_owned()));
         assert_eq!(read("", &shape), Data::Blank);
     }
 

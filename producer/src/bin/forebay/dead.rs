@@ -135,23 +135,13 @@ impl Where {
     async fn piles(&self, session: &Session) -> anyhow::Result<Piles> {
         let limit = self.limit;
         if self.unrouted {
-            let origin = "what had no queue any more".to_owned();
-            return Ok(Piles {
-                piles: vec![Pile::Unrouted],
-                named: true,
-                origin,
-                limit,
-            });
+            let origin = "looked at what had no queue any more".to_owned();
+            return Ok(Piles { piles: vec![Pile::Unrouted], named: false, origin, limit });
         }
         let known = known::queues(&self.queue, session).await?;
         let (named, origin) = (!self.queue.is_empty(), known.origin());
         let piles = known.queues.into_iter().map(Pile::Queue).collect();
-        Ok(Piles {
-            piles,
-            named,
-            origin,
-            limit,
-        })
+        Ok(Piles { piles, named, origin, limit })
     }
 }
 
@@ -165,14 +155,8 @@ impl Piles {
     ) -> anyhow::Result<Vec<Sight>> {
         let mut sights = Vec::new();
         for pile in &self.piles {
-            match session
-                .patiently(letters.list(pile, filter, self.limit))
-                .await
-            {
-                Ok(listing) => sights.push(Sight {
-                    pile: pile.clone(),
-                    listing,
-                }),
+            match session.patiently(letters.list(pile, filter, self.limit)).await {
+                Ok(listing) => sights.push(Sight { pile: pile.clone(), listing }),
                 Err(DeadError::Missing { .. }) if !self.named => {}
                 Err(error) => return Err(error.into()),
             }
@@ -188,9 +172,7 @@ impl Sight {
 
     /// Says so when not everything was looked at.
     fn tell_the_rest(&self) {
-        let Listing {
-            looked_at, total, ..
-        } = self.listing;
+        let Listing { looked_at, total, .. } = self.listing;
         if looked_at < total {
             screen::note(rest(&name(&self.pile), looked_at, total));
         }
@@ -217,19 +199,26 @@ fn rest(pile: &str, looked_at: u64, total: u64) -> String {
     format!("{pile}: looked at {looked_at} of {total}, the oldest; {how}")
 }
 
-/// Asks before something that cannot be taken back, unless `--yes` was given.
-fn confirm(yes: bool, question: &str, word: &str) -> Result<(), Stop> {
+/// Asks before much is moved or anything is removed, unless `--yes` was given. `word` is the verb
+/// and what has to be typed.
+fn confirm(yes: bool, word: &str, letters: u64) -> Result<(), Stop> {
     if yes {
         return Ok(());
     }
-    let asked = screen::ask(&format!("{question} Type `{word}` to go on:"));
+    let what = format!("about to {word} {}", count(letters));
+    let asked = screen::ask(&format!("{what}; type `{word}` to go on:"));
     match asked.map_err(|error| Stop::Failed(format!("cannot ask: {error}")))? {
         Some(answer) if answer == word => Ok(()),
         Some(_) => Err(Stop::Failed("nothing was done".to_owned())),
         None => Err(Stop::Usage(format!(
-            "{question} Nothing was done: give --yes, or --dry-run to see which"
+            "{what}, but nobody is there to ask: give --yes to do it, or --dry-run to see which; \
+             nothing was done"
         ))),
     }
+}
+
+fn count(letters: u64) -> String {
+    screen::count(letters, "dead letter", "dead letters")
 }
 
 /// A queue to send to must have a name that is allowed.
@@ -244,10 +233,7 @@ mod tests {
     #[test]
     fn what_was_not_looked_at_is_told_with_the_flag_that_looks_at_it() {
         let all = rest("mail", 1_000, 12_345);
-        assert_eq!(
-            all,
-            "mail: looked at 1,000 of 12,345, the oldest; --limit 12345 looks at all"
-        );
+        assert_eq!(all, "mail: looked at 1,000 of 12,345, the oldest; --limit 12345 looks at all");
         assert!(rest("mail", 1_000, 70_000).ends_with("--limit 65535 is the most at a time"));
     }
 }

@@ -115,47 +115,21 @@ mod tests {
 
     fn mismatch() -> TopologyError {
         let what = "queue `forebay.mail`".to_owned();
-        TopologyError::Mismatch {
-            what,
-            because: "inequivalent arg 'x-queue-type'".to_owned(),
-        }
+        TopologyError::Mismatch { what, because: "inequivalent arg 'x-queue-type'".to_owned() }
     }
 
     #[test]
     fn each_kind_of_error_has_its_exit_code() {
-        let unreachable = ConnectError::Unreachable {
-            broker: "a:1".to_owned(),
-            because: "refused".to_owned(),
-        };
+        let unreachable =
+            ConnectError::Unreachable { broker: "a:1".to_owned(), because: "refused".to_owned() };
         let (id, queue) = ("1".to_owned(), "mail".to_owned());
         for (error, expected) in [
             (anyhow::Error::new(unreachable.clone()), BROKER),
             (DeadError::Connect(unreachable).into(), BROKER),
-            (
-                DeadError::Missing {
-                    queue: queue.clone(),
-                }
-                .into(),
-                USAGE,
-            ),
+            (DeadError::Missing { queue: queue.clone() }.into(), USAGE),
             (mismatch().into(), USAGE),
-            (
-                PublishError::Unroutable {
-                    id: id.clone(),
-                    queue: queue.clone(),
-                }
-                .into(),
-                FAILED,
-            ),
-            (
-                PublishError::Topology {
-                    id,
-                    queue,
-                    source: mismatch(),
-                }
-                .into(),
-                USAGE,
-            ),
+            (PublishError::Unroutable { id: id.clone(), queue: queue.clone() }.into(), FAILED),
+            (PublishError::Topology { id, queue, source: Box::new(mismatch()) }.into(), USAGE),
             (Stop::Usage("no".to_owned()).into(), USAGE),
             (anyhow::anyhow!("anything else"), FAILED),
         ] {
@@ -166,10 +140,7 @@ mod tests {
     #[test]
     fn a_chain_becomes_one_line_without_repetitions() {
         let error = Err::<(), _>(anyhow::anyhow!("no such file"));
-        let error = error
-            .context("cannot read `x`: no such file")
-            .context("stopped")
-            .unwrap_err();
+        let error = error.context("cannot read `x`: no such file").context("stopped").unwrap_err();
         assert_eq!(sentence(&error), "stopped: cannot read `x`: no such file");
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use forebay_producer::{Config, Declare, Producer};
+use serde::Deserialize;
 use tokio::time;
 
 use crate::manifest::Manifest;
@@ -19,14 +20,8 @@ pub(crate) struct Globals {
     /// The broker: amqp://user:password@host:5672/vhost, several hosts separated by commas
     /// [default: amqp://guest:guest@127.0.0.1:5672/%2f]
     // Hidden values: help must not print a password.
-    #[arg(
-        long,
-        global = true,
-        env = "AMQP_URL",
-        hide_env_values = true,
-        value_name = "URL"
-    )]
-    pub(crate) url: Option<String>,
+    #[arg(long, global = true, env = "AMQP_URL", hide_env_values = true, value_name = "URL")]
+    url: Option<String>,
 
     /// First part of every queue and exchange name [default: forebay]
     #[arg(
@@ -36,20 +31,14 @@ pub(crate) struct Globals {
         hide_env_values = true,
         value_name = "NS"
     )]
-    pub(crate) namespace: Option<String>,
+    namespace: Option<String>,
 
     /// The manifest [default: ./forebay.toml, if it is there]
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
 
     /// How results are printed
-    #[arg(
-        long,
-        global = true,
-        value_enum,
-        default_value_t,
-        value_name = "FORMAT"
-    )]
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
     pub(crate) output: Format,
 
     /// How long to wait for the broker
@@ -97,9 +86,11 @@ pub(crate) enum Format {
     Json,
 }
 
-/// [`Declare`] as an argument.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+/// [`Declare`] as an argument and in the manifest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum MayDeclare {
+    #[default]
     Auto,
     Never,
 }
@@ -115,43 +106,54 @@ pub(crate) struct Session {
 }
 
 impl Globals {
+    /// The broker's URL. An empty variable counts as none: compose files set such.
+    pub(crate) fn url(&self) -> Option<String> {
+        self.url.clone().filter(|url| !url.is_empty())
+    }
+
+    /// The namespace, with the same rule.
+    pub(crate) fn namespace(&self) -> Option<String> {
+        self.namespace.clone().filter(|namespace| !namespace.is_empty())
+    }
     /// Reads the manifest and puts everything together.
     pub(crate) fn session(&self) -> anyhow::Result<Session> {
         let manifest = Manifest::find(self.config.as_deref())?;
-        let url = self.url.clone().or_else(|| manifest.broker.url.clone());
+        let url = self.url().or_else(|| manifest.broker.url.clone());
         let mut config = match &url {
             Some(url) => Config::new(url)?,
             None => Config::from_env()?,
         };
-        if let Some(namespace) = self
-            .namespace
-            .as_ref()
-            .or(manifest.broker.namespace.as_ref())
-        {
-            config = config.namespace(namespace)?;
+        if let Some(namespace) = self.namespace().or(manifest.broker.namespace.clone()) {
+            config = config.namespace(&namespace)?;
         }
-        let declare = match (self.declare, manifest.broker.declare) {
-            (Some(MayDeclare::Never), _) => Declare::Never,
-            (None, Some(declared)) => declared.into(),
-            (Some(MayDeclare::Auto), _) | (None, None) => Declare::Auto,
-        };
-        let strict = self
-            .strict_topology
-            .or(manifest.broker.strict_topology)
-            .unwrap_or(false);
+        let declare = self.declare.or(manifest.broker.declare).unwrap_or_default();
+        let strict = self.strict_topology.or(manifest.broker.strict_topology).unwrap_or(false);
         let config = config
-            .declare(declare)
+            .declare(declare.into())
             .strict_topology(strict)
             .publish_deadline(self.timeout)
             // Whoever sits before the screen mends a password sooner than we try it again.
             .access_patience(Duration::ZERO);
-        Ok(Session {
-            config,
-            manifest,
-            format: self.output,
-            timeout: self.timeout,
-            url,
-        })
+        Ok(Session { config, manifest, format: self.output, timeout: self.timeout, url })
+    }
+}
+
+impl MayDeclare {
+    /// As `FOREBAY_DECLARE` spells it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Never => "never",
+        }
+    }
+}
+
+impl From<MayDeclare> for Declare {
+    fn from(may: MayDeclare) -> Self {
+        match may {
+            MayDeclare::Auto => Self::Auto,
+            MayDeclare::Never => Self::Never,
+        }
     }
 }
 
@@ -173,9 +175,7 @@ impl Session {
             return quick;
         }
         let (broker, most) = (self.config.broker(), moment::short(self.timeout));
-        screen::aside(format_args!(
-            "waiting for the broker at {broker}, at most {most}…"
-        ));
+        screen::aside(format_args!("waiting for the broker at {broker}, at most {most}…"));
         answer.await
     }
 }
@@ -192,9 +192,7 @@ mod tests {
     }
 
     fn parse(arguments: &[&str]) -> Globals {
-        Only::try_parse_from([&["forebay"], arguments].concat())
-            .unwrap()
-            .globals
+        Only::try_parse_from([&["forebay"], arguments].concat()).unwrap().globals
     }
 
     #[test]
@@ -217,9 +215,7 @@ mod tests {
 
     #[test]
     fn the_timeout_is_how_long_a_publish_waits() {
-        let session = parse(&["--timeout", "3s", "--url", "amqp://a"])
-            .session()
-            .unwrap();
+        let session = parse(&["--timeout", "3s", "--url", "amqp://a"]).session().unwrap();
         assert_eq!(session.config.deadline(), Duration::from_secs(3));
     }
 }

@@ -66,11 +66,7 @@ pub(crate) struct Gateway {
 #[derive(Args)]
 struct Rest {
     /// Go to the other program unchanged
-    #[arg(
-        value_name = "ARGUMENTS",
-        trailing_var_arg = true,
-        allow_hyphen_values = true
-    )]
+    #[arg(value_name = "ARGUMENTS", trailing_var_arg = true, allow_hyphen_values = true)]
     _arguments: Vec<OsString>,
 }
 
@@ -85,11 +81,7 @@ pub(crate) struct Handover {
 
 /// Our own flags, then a verb whose arguments are not looked at.
 #[derive(Parser)]
-#[command(
-    disable_help_flag = true,
-    disable_version_flag = true,
-    disable_help_subcommand = true
-)]
+#[command(disable_help_flag = true, disable_version_flag = true, disable_help_subcommand = true)]
 struct Peek {
     #[command(flatten)]
     globals: Globals,
@@ -114,9 +106,9 @@ pub(crate) fn asked(command_line: impl IntoIterator<Item = OsString>) -> Option<
         "gateway" => ("forebay-gateway", "forebay-gateway", None),
         _ => return None,
     };
-    let globals = peek.globals;
+    let globals = &peek.globals;
     let mut arguments: Vec<OsString> = first.map(OsString::from).into_iter().collect();
-    if let Some(file) = globals.config {
+    if let Some(file) = globals.config.clone() {
         arguments.extend([OsString::from("--config"), file.into()]);
     }
     arguments.extend_from_slice(rest);
@@ -125,18 +117,11 @@ pub(crate) fn asked(command_line: impl IntoIterator<Item = OsString>) -> Option<
     let mut set = |name, value: Option<String>| {
         environment.extend(value.map(|value| (name, OsString::from(value))));
     };
-    set("AMQP_URL", globals.url);
-    set("FOREBAY_NAMESPACE", globals.namespace);
-    set(
-        "FOREBAY_STRICT_TOPOLOGY",
-        globals.strict_topology.map(|strict| strict.to_string()),
-    );
-    Some(Handover {
-        program,
-        package,
-        arguments,
-        environment,
-    })
+    set("AMQP_URL", globals.url());
+    set("FOREBAY_NAMESPACE", globals.namespace());
+    set("FOREBAY_DECLARE", globals.declare.map(|may| may.as_str().to_owned()));
+    set("FOREBAY_STRICT_TOPOLOGY", globals.strict_topology.map(|strict| strict.to_string()));
+    Some(Handover { program, package, arguments, environment })
 }
 
 /// Becomes the other program.
@@ -150,9 +135,7 @@ pub(crate) fn run(asked: &Handover) -> anyhow::Result<Infallible> {
         Ok(never) => match never {},
         Err(error) => error,
     };
-    let Handover {
-        program, package, ..
-    } = asked;
+    let Handover { program, package, .. } = asked;
     let why = match error.kind() {
         ErrorKind::NotFound => {
             format!("{program} is not installed; install it with: cargo install {package}")
@@ -205,27 +188,15 @@ mod tests {
     #[test]
     fn flags_before_the_verb_are_passed_on_too() {
         let asked = ask("forebay --config f.toml --url amqp://a --namespace n bench 5").unwrap();
-        assert_eq!(
-            asked.arguments,
-            ["bench", "--config", "f.toml", "5"].map(OsString::from)
-        );
+        assert_eq!(asked.arguments, ["bench", "--config", "f.toml", "5"].map(OsString::from));
         assert!(asked.environment.contains(&("AMQP_URL", "amqp://a".into())));
-        assert!(
-            asked
-                .environment
-                .contains(&("FOREBAY_NAMESPACE", "n".into()))
-        );
+        assert!(asked.environment.contains(&("FOREBAY_NAMESPACE", "n".into())));
     }
 
     #[test]
     fn our_own_verbs_are_not_handed_over() {
-        for line in [
-            "forebay queues",
-            "forebay help run",
-            "forebay --help",
-            "forebay",
-            "forebay x",
-        ] {
+        for line in ["forebay queues", "forebay help run", "forebay --help", "forebay", "forebay x"]
+        {
             assert_eq!(ask(line), None, "{line}");
         }
     }

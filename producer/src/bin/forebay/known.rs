@@ -30,11 +30,7 @@ pub(crate) async fn queues(named: &[String], session: &Session) -> anyhow::Resul
         .as_ref()
         .map(|overview| management::job_queues(overview, session.config.topology()));
     let (queues, sources) = choose(named, session.manifest.queue_names(), managed);
-    Ok(Known {
-        queues,
-        sources,
-        overview,
-    })
+    Ok(Known { queues, sources, overview })
 }
 
 impl Known {
@@ -82,10 +78,7 @@ fn choose(
     if managed.as_ref().is_some_and(|managed| !managed.is_empty()) {
         sources.push(MANAGEMENT);
     }
-    let mut queues: Vec<_> = manifest
-        .into_iter()
-        .chain(managed.unwrap_or_default())
-        .collect();
+    let mut queues: Vec<_> = manifest.into_iter().chain(managed.unwrap_or_default()).collect();
     if queues.is_empty() {
         queues.push("default".to_owned());
     }

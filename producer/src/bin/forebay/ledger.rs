@@ -32,13 +32,7 @@ pub(crate) struct Ledger {
 impl Ledger {
     /// Begins with line `first`.
     pub(crate) fn from_line(first: u64) -> Self {
-        Self {
-            published: 0,
-            bad: 0,
-            failed: 0,
-            first_open: first,
-            beyond: BTreeMap::new(),
-        }
+        Self { published: 0, bad: 0, failed: 0, first_open: first, beyond: BTreeMap::new() }
     }
 
     /// Notes the outcome of a line; each line has one.
@@ -62,10 +56,7 @@ impl Ledger {
 
     /// How many jobs behind that line are published already, and would be a second time.
     pub(crate) fn published_beyond(&self) -> usize {
-        self.beyond
-            .values()
-            .filter(|outcome| **outcome == Outcome::Published)
-            .count()
+        self.beyond.values().filter(|outcome| **outcome == Outcome::Published).count()
     }
 }
 

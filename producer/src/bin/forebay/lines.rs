@@ -57,10 +57,7 @@ pub(crate) fn open(path: &Path) -> Result<Lines, Stop> {
         let file = File::open(path).map_err(unusable)?;
         let about = file.metadata().map_err(unusable)?;
         if about.is_dir() {
-            return Err(Stop::Usage(format!(
-                "cannot read {}: it is a directory",
-                path.display()
-            )));
+            return Err(Stop::Usage(format!("cannot read {}: it is a directory", path.display())));
         }
         total = about.is_file().then_some(about.len());
         Box::new(file)
@@ -101,11 +98,7 @@ fn read(reader: &mut impl BufRead, number: u64, longest: usize) -> Option<Line> 
                 text(line, number)
             } else {
                 let mut rest = 0;
-                let skipped = if whole {
-                    Ok(())
-                } else {
-                    skip_line(reader, &mut rest)
-                };
+                let skipped = if whole { Ok(()) } else { skip_line(reader, &mut rest) };
                 bytes += rest;
                 match skipped {
                     Ok(()) => Content::Bad(format!("it is longer than {longest} bytes")),
@@ -114,11 +107,7 @@ fn read(reader: &mut impl BufRead, number: u64, longest: usize) -> Option<Line> 
             }
         }
     };
-    Some(Line {
-        number,
-        bytes,
-        content,
-    })
+    Some(Line { number, bytes, content })
 }
 
 fn text(line: Vec<u8>, number: u64) -> Content {
@@ -166,15 +155,9 @@ mod tests {
 
     #[test]
     fn lines_come_without_their_ends_and_the_last_may_have_none() {
-        assert_eq!(
-            all(b"a\r\n\n b \nc", 9),
-            [text("a"), text(""), text(" b "), text("c")]
-        );
+        assert_eq!(all(b"a\r\n\n b \nc", 9), [text("a"), text(""), text(" b "), text("c")]);
         assert_eq!(all(b"", 9), []);
-        assert_eq!(
-            all("\u{feff}a\n\u{feff}b".as_bytes(), 9),
-            [text("a"), text("\u{feff}b")]
-        );
+        assert_eq!(all("\u{feff}a\n\u{feff}b".as_bytes(), 9), [text("a"), text("\u{feff}b")]);
     }
 
     #[test]
@@ -182,10 +165,7 @@ mod tests {
         let found = all(b"abcd\nabcde\nabcdefghijkl\n\xff\nok", 4);
         let too_long = || Content::Bad("it is longer than 4 bytes".to_owned());
         let not_text = Content::Bad("it is not UTF-8 at byte 1".to_owned());
-        assert_eq!(
-            found,
-            [text("abcd"), too_long(), too_long(), not_text, text("ok")]
-        );
+        assert_eq!(found, [text("abcd"), too_long(), too_long(), not_text, text("ok")]);
     }
 
     #[test]

@@ -27,23 +27,14 @@ pub(crate) struct Counts {
 /// Asks for all queues of the virtual host. Errors name the host, never the credentials.
 pub(crate) async fn overview(url: &str, vhost: &str, wait: Duration) -> anyhow::Result<Overview> {
     let url = address(url, vhost)?;
-    let host = format!(
-        "{}:{}",
-        url.host_str().unwrap_or("?"),
-        url.port_or_known_default().unwrap_or(0)
-    );
+    let host =
+        format!("{}:{}", url.host_str().unwrap_or("?"), url.port_or_known_default().unwrap_or(0));
     let ask = async {
         // The one that the AMQP side has too; somebody may have installed it already.
         _ = rustls::crypto::ring::default_provider().install_default();
         let client = Client::builder().timeout(wait).build()?;
         // User and password in the URL become a header there.
-        client
-            .get(url)
-            .send()
-            .await?
-            .error_for_status()?
-            .json::<Vec<Described>>()
-            .await
+        client.get(url).send().await?.error_for_status()?.json::<Vec<Described>>().await
     };
     let queues = ask.await.map_err(reqwest::Error::without_url);
     let queues = queues.with_context(|| format!("the management API at {host} cannot be asked"))?;
@@ -72,18 +63,10 @@ pub(crate) fn job_queues(overview: &Overview, topology: &Topology) -> Vec<String
 
 /// The virtual host that an AMQP URL leads to; `/` when it names none.
 pub(crate) fn vhost(amqp_url: Option<&str>) -> String {
-    let first = amqp_url
-        .and_then(|urls| urls.split(",amqp").next())
-        .unwrap_or_default();
-    let path = first
-        .split_once("://")
-        .and_then(|(_, rest)| rest.split_once('/'));
+    let first = amqp_url.and_then(|urls| urls.split(",amqp").next()).unwrap_or_default();
+    let path = first.split_once("://").and_then(|(_, rest)| rest.split_once('/'));
     let vhost = path.map_or("", |(_, path)| path.split('?').next().unwrap_or_default());
-    if vhost.is_empty() {
-        "/".to_owned()
-    } else {
-        percent_decoded(vhost)
-    }
+    if vhost.is_empty() { "/".to_owned() } else { percent_decoded(vhost) }
 }
 
 /// A queue as the API describes it; it may leave counts out.
@@ -109,9 +92,7 @@ fn address(url: &str, vhost: &str) -> Result<Url, Stop> {
     // The URL is not repeated: it may hold a password.
     let unusable = |why: &str| {
         let like = "it looks like http://user:password@host:15672";
-        Stop::Usage(format!(
-            "FOREBAY_MANAGEMENT_URL cannot be used: {why}; {like}"
-        ))
+        Stop::Usage(format!("FOREBAY_MANAGEMENT_URL cannot be used: {why}; {like}"))
     };
     let mut url: Url = url.parse().map_err(|_| unusable("it is not a URL"))?;
     if !["http", "https"].contains(&url.scheme()) {
@@ -121,9 +102,7 @@ fn address(url: &str, vhost: &str) -> Result<Url, Stop> {
         .map_err(|()| unusable("it names no host"))?
         .pop_if_empty()
         .extend(["api", "queues", vhost]);
-    url.set_query(Some(
-        "columns=name,messages_ready,messages_unacknowledged,consumers",
-    ));
+    url.set_query(Some("columns=name,messages_ready,messages_unacknowledged,consumers"));
     Ok(url)
 }
 
@@ -132,10 +111,7 @@ fn percent_decoded(text: &str) -> String {
     let mut rest = text;
     while let Some((plain, coded)) = rest.split_once('%') {
         bytes.extend(plain.bytes());
-        match coded
-            .get(..2)
-            .and_then(|digits| u8::from_str_radix(digits, 16).ok())
-        {
+        match coded.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
             Some(byte) => {
                 bytes.push(byte);
                 rest = &coded[2..];
@@ -191,10 +167,7 @@ mod tests {
             "shop",
             "amq.gen-1",
         ];
-        let overview = names
-            .iter()
-            .map(|name| ((*name).to_owned(), Counts::default()))
-            .collect();
+        let overview = names.iter().map(|name| ((*name).to_owned(), Counts::default())).collect();
         let topology = Topology::new("shop").unwrap();
         assert_eq!(job_queues(&overview, &topology), ["gone", "mail"]);
     }

@@ -3,14 +3,16 @@
 //! it is for the worker, and is not looked at.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 
-use forebay_producer::{Declare, QueueType};
+use forebay_producer::QueueType;
 use serde::Deserialize;
 
 use crate::exit::Stop;
+use crate::globals::MayDeclare;
 
 const DEFAULT_FILE: &str = "forebay.toml";
 
@@ -31,14 +33,6 @@ pub(crate) struct Broker {
     pub(crate) namespace: Option<String>,
     pub(crate) declare: Option<MayDeclare>,
     pub(crate) strict_topology: Option<bool>,
-}
-
-/// [`Declare`] as the manifest spells it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum MayDeclare {
-    Auto,
-    Never,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -69,10 +63,7 @@ impl Manifest {
 
     /// The names of all queues: those with a table, and those that functions wait on.
     pub(crate) fn queue_names(&self) -> Vec<String> {
-        let functions = self
-            .functions
-            .values()
-            .filter_map(|function| function.queue.clone());
+        let functions = self.functions.values().filter_map(|function| function.queue.clone());
         let mut names: Vec<_> = self.queues.keys().cloned().chain(functions).collect();
         names.sort();
         names.dedup();
@@ -86,27 +77,14 @@ impl Manifest {
 
     /// How a queue is kept by the broker.
     pub(crate) fn queue_type(&self, queue: &str) -> QueueType {
-        self.queues
-            .get(queue)
-            .map(|queue| queue.r#type)
-            .unwrap_or_default()
+        self.queues.get(queue).map(|queue| queue.r#type).unwrap_or_default()
     }
 }
 
-impl From<MayDeclare> for Declare {
-    fn from(may: MayDeclare) -> Self {
-        match may {
-            MayDeclare::Auto => Self::Auto,
-            MayDeclare::Never => Self::Never,
-        }
-    }
-}
-
-impl std::fmt::Debug for Broker {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Broker")
-            .field("namespace", &self.namespace)
-            .finish_non_exhaustive()
+// Not derived: the URL holds a password.
+impl fmt::Debug for Broker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Broker").field("namespace", &self.namespace).finish_non_exhaustive()
     }
 }
 
@@ -116,11 +94,7 @@ fn parse(text: &str) -> Result<Manifest, String> {
         let before = error.span().and_then(|span| text.get(..span.start));
         match before {
             Some(before) => {
-                format!(
-                    "line {}: {}",
-                    before.matches('\n').count() + 1,
-                    error.message()
-                )
+                format!("line {}: {}", before.matches('\n').count() + 1, error.message())
             }
             None => error.message().to_owned(),
         }
@@ -164,19 +138,14 @@ mod tests {
     #[test]
     fn a_fault_names_its_line_and_does_not_quote_it() {
         let error = parse("[broker]\nurl = \"amqp://app:hush@rabbit\n").unwrap_err();
-        assert!(
-            error.starts_with("line 2: ") && !error.contains("hush"),
-            "{error}"
-        );
+        assert!(error.starts_with("line 2: ") && !error.contains("hush"), "{error}");
         let error = parse("[broker]\n\ndeclare = \"sometimes\"\n").unwrap_err();
         assert!(error.starts_with("line 3: "), "{error}");
     }
 
     #[test]
     fn a_file_that_was_asked_for_must_be_there() {
-        let error = Manifest::find(Some(Path::new("/nowhere/f.toml")))
-            .unwrap_err()
-            .to_string();
+        let error = Manifest::find(Some(Path::new("/nowhere/f.toml"))).unwrap_err().to_string();
         assert!(error.contains("/nowhere/f.toml"), "{error}");
     }
 }

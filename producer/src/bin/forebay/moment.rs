@@ -25,20 +25,13 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
 /// Parses a duration that is not zero.
 pub(crate) fn wait(text: &str) -> Result<Duration, String> {
     let duration = duration(text)?;
-    if duration.is_zero() {
-        Err("it must be longer than nothing".to_owned())
-    } else {
-        Ok(duration)
-    }
+    if duration.is_zero() { Err("it must be longer than nothing".to_owned()) } else { Ok(duration) }
 }
 
 /// Parses `2026-12-01T08:00:00Z` or `2026-12-01T08:00:00+01:00` (RFC 3339).
 pub(crate) fn date(text: &str) -> Result<SystemTime, String> {
     const LIKE: &str = "write it like 2026-12-01T08:00:00Z or 2026-12-01T09:00:00+01:00";
-    let zone = text
-        .char_indices()
-        .skip("2026-12-01T".len())
-        .find(|(_, c)| "Zz+-".contains(*c));
+    let zone = text.char_indices().skip("2026-12-01T".len()).find(|(_, c)| "Zz+-".contains(*c));
     // Without a zone nobody knows which hour is meant.
     let Some((at, _)) = zone else {
         return Err(format!("it has no time zone; {LIKE}"));
@@ -49,11 +42,7 @@ pub(crate) fn date(text: &str) -> Result<SystemTime, String> {
     let utc = match zone {
         "Z" | "z" => Some(local),
         zone => offset(zone).and_then(|(east, offset)| {
-            if east {
-                local.checked_sub(offset)
-            } else {
-                local.checked_add(offset)
-            }
+            if east { local.checked_sub(offset) } else { local.checked_add(offset) }
         }),
     };
     utc.ok_or_else(|| format!("`{zone}` is not a time zone; {LIKE}"))
@@ -61,11 +50,7 @@ pub(crate) fn date(text: &str) -> Result<SystemTime, String> {
 
 /// Parses a duration from now, or a point in time.
 pub(crate) fn expiry(text: &str) -> Result<Expiry, String> {
-    if text.contains('T') {
-        date(text).map(Expiry::At)
-    } else {
-        wait(text).map(Expiry::After)
-    }
+    if text.contains('T') { date(text).map(Expiry::At) } else { wait(text).map(Expiry::After) }
 }
 
 /// `+01:00`: whether it is east of Greenwich, and by how much.
@@ -73,9 +58,7 @@ fn offset(zone: &str) -> Option<(bool, Duration)> {
     let (hours, minutes) = zone.get(1..)?.split_once(':')?;
     let two_digits = |text: &str, most: u64| {
         let digits = text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_digit());
-        text.parse::<u64>()
-            .ok()
-            .filter(|number| digits && *number <= most)
+        text.parse::<u64>().ok().filter(|number| digits && *number <= most)
     };
     let minutes = two_digits(hours, 23)? * 60 + two_digits(minutes, 59)?;
     Some((zone.starts_with('+'), Duration::from_secs(minutes * 60)))
@@ -117,12 +100,7 @@ mod tests {
     fn durations_are_read_as_people_write_them() {
         assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
         assert_eq!(duration("1h 30m"), Ok(Duration::from_secs(5400)));
-        for (text, why) in [
-            ("5", "5m"),
-            ("soon", "5m"),
-            ("-1s", "5m"),
-            ("9999years", "thousand"),
-        ] {
+        for (text, why) in [("5", "5m"), ("soon", "5m"), ("-1s", "5m"), ("9999years", "thousand")] {
             let error = duration(text).unwrap_err();
             assert!(error.contains(why), "{text}: {error}");
         }
@@ -135,13 +113,9 @@ mod tests {
         assert_eq!(date("2026-12-01T09:30:00+01:30"), Ok(utc));
         assert_eq!(date("2026-12-01T03:00:00-05:00"), Ok(utc));
         assert_eq!(date("2026-12-01T08:00:00.000Z"), Ok(utc));
-        for text in [
-            "2026-12-01T08:00:00",
-            "2026-12-01",
-            "tomorrow",
-            "2026-12-01T08:00:00+1",
-            "é+é-12-01T",
-        ] {
+        for text in
+            ["2026-12-01T08:00:00", "2026-12-01", "tomorrow", "2026-12-01T08:00:00+1", "é+é-12-01T"]
+        {
             let error = date(text).unwrap_err();
             assert!(error.contains("2026-12-01T08:00:00Z"), "{text}: {error}");
         }

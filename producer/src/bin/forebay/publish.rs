@@ -86,12 +86,7 @@ pub(crate) struct Publish {
     from_line: Option<u64>,
 
     /// Leave out so many lines at the beginning
-    #[arg(
-        long,
-        value_name = "N",
-        conflicts_with = "from_line",
-        help_heading = "Many jobs"
-    )]
+    #[arg(long, value_name = "N", conflicts_with = "from_line", help_heading = "Many jobs")]
     skip: Option<u64>,
 
     /// The queue [default: the manifest's for this kind, else `default`]
@@ -130,9 +125,7 @@ pub(crate) struct Publish {
 pub(crate) async fn run(verb: Publish, session: &Session) -> anyhow::Result<Exit> {
     verb.check_times(SystemTime::now())?;
     let options = verb.options(session);
-    let from_line = verb
-        .from_line
-        .or(verb.skip.map(|lines| lines.saturating_add(1)));
+    let from_line = verb.from_line.or(verb.skip.map(|lines| lines.saturating_add(1)));
     let (source, shape) = match (verb.jsonl, verb.lines) {
         (Some(source), _) => (source, Shape::Json),
         (None, Some(source)) => (source, Shape::Template(verb.template)),
@@ -143,17 +136,7 @@ pub(crate) async fn run(verb: Publish, session: &Session) -> anyhow::Result<Exit
         (None, None) => return one(&verb.kind, verb.payload, options, session).await,
     };
     let from_line = from_line.unwrap_or(1);
-    bulk::run(
-        Bulk {
-            kind: verb.kind,
-            options,
-            source,
-            shape,
-            from_line,
-        },
-        session,
-    )
-    .await
+    bulk::run(Bulk { kind: verb.kind, options, source, shape, from_line }, session).await
 }
 
 impl Publish {
@@ -196,9 +179,7 @@ impl Publish {
         if let Some(priority) = self.priority {
             options = options.priority(priority);
         }
-        self.header.iter().fold(options, |options, (name, value)| {
-            options.header(name, value)
-        })
+        self.header.iter().fold(options, |options, (name, value)| options.header(name, value))
     }
 }
 
@@ -211,9 +192,7 @@ async fn one(
     let payload = read_payload(payload)?;
     check_json(&payload)?;
     let producer = Producer::new(&session.config);
-    let receipt = session
-        .patiently(confirmed(&producer, kind, payload, options, session))
-        .await?;
+    let receipt = session.patiently(confirmed(&producer, kind, payload, options, session)).await?;
     producer.close().await;
     show(&receipt, session)?;
     Ok(Exit::Fine)
@@ -248,8 +227,7 @@ fn read_payload(given: Option<String>) -> anyhow::Result<String> {
     }
     let mut payload = String::new();
     let read = io::stdin().read_to_string(&mut payload);
-    read.map_err(|error| Stop::Usage(error.to_string()))
-        .context("cannot read standard input")?;
+    read.map_err(|error| Stop::Usage(error.to_string())).context("cannot read standard input")?;
     if payload.trim().is_empty() {
         return Err(Stop::Usage(format!("standard input is empty: {HOW}")).into());
     }
@@ -259,22 +237,15 @@ fn read_payload(given: Option<String>) -> anyhow::Result<String> {
 fn check_json(payload: &str) -> Result<(), Stop> {
     match serde_json::from_str::<Value>(payload) {
         Ok(_) => Ok(()),
-        Err(why) => Err(Stop::Usage(format!(
-            "the job's data is not JSON: {why}; {HOW}"
-        ))),
+        Err(why) => Err(Stop::Usage(format!("the job's data is not JSON: {why}; {HOW}"))),
     }
 }
 
 fn show(receipt: &Receipt, session: &Session) -> Result<(), Stop> {
-    let Receipt {
-        id, queue, delay, ..
-    } = receipt;
+    let Receipt { id, queue, delay, .. } = receipt;
     if session.for_people() {
         let delay = delay.map_or_else(|| "none".to_owned(), moment::short);
-        screen::say_table(
-            ["id", "queue", "delay"],
-            [[id.clone(), queue.clone(), delay]],
-        )
+        screen::say_table(["id", "queue", "delay"], [[id.clone(), queue.clone(), delay]])
     } else {
         let delay_ms = delay.map(|delay| delay.as_millis() as u64);
         screen::say_json(&json!({ "id": id, "queue": queue, "delay_ms": delay_ms }))
@@ -314,10 +285,7 @@ mod tests {
     #[test]
     fn bad_json_is_refused_with_its_place_and_the_remedy() {
         let error = check_json("{to: 1}").unwrap_err().to_string();
-        assert!(
-            error.contains("line 1 column 2") && error.contains("single quotes"),
-            "{error}"
-        );
+        assert!(error.contains("line 1 column 2") && error.contains("single quotes"), "{error}");
         assert!(check_json("-5").is_ok());
     }
 }

@@ -89,10 +89,7 @@ async fn look(verb: &Queues, inspector: &Inspector, session: &Session) -> anyhow
     let mut queues = Vec::new();
     for name in &known.queues {
         let full = topology.queue(name);
-        let counts = known
-            .overview
-            .as_ref()
-            .and_then(|overview| overview.get(&full));
+        let counts = known.overview.as_ref().and_then(|overview| overview.get(&full));
         queues.push(Queue {
             name: name.clone(),
             count: inspector.count(&full).await?,
@@ -100,12 +97,7 @@ async fn look(verb: &Queues, inspector: &Inspector, session: &Session) -> anyhow
             running: counts.map(|counts| counts.messages_unacknowledged),
         });
     }
-    Ok(Sight {
-        known,
-        queues,
-        delayed,
-        unrouted,
-    })
+    Ok(Sight { known, queues, delayed, unrouted })
 }
 
 async fn ready(inspector: &Inspector, full_name: &str) -> anyhow::Result<Option<u64>> {
@@ -139,24 +131,13 @@ fn for_people(sight: &Sight) -> Result<(), Stop> {
     if sight.known.overview.is_some() {
         let row = |queue: &Queue| {
             let running = number(queue.running);
-            [
-                queue.name.clone(),
-                ready(queue),
-                running,
-                consumers(queue),
-                number(queue.dead),
-            ]
+            [queue.name.clone(), ready(queue), running, consumers(queue), number(queue.dead)]
         };
         let header = ["queue", "ready", "running", "consumers", "dead"];
         screen::say_table(header, sight.queues.iter().map(row))?;
     } else {
         let row = |queue: &Queue| {
-            [
-                queue.name.clone(),
-                ready(queue),
-                consumers(queue),
-                number(queue.dead),
-            ]
+            [queue.name.clone(), ready(queue), consumers(queue), number(queue.dead)]
         };
         let header = ["queue", "ready", "consumers", "dead"];
         screen::say_table(header, sight.queues.iter().map(row))?;
@@ -184,22 +165,11 @@ fn delayed_line(levels: &[u32]) -> String {
     if total == 0 {
         return "delayed: 0".to_owned();
     }
-    let levels = levels
-        .iter()
-        .enumerate()
-        .filter(|(_, jobs)| **jobs > 0)
-        .map(|(level, jobs)| {
-            let (jobs, most) = (
-                screen::thousands((*jobs).into()),
-                moment::short(longest(level)),
-            );
-            format!("{jobs} on level {level} for less than {most}")
-        });
-    format!(
-        "delayed: {} ({})",
-        screen::thousands(total),
-        levels.collect::<Vec<_>>().join(", ")
-    )
+    let levels = levels.iter().enumerate().filter(|(_, jobs)| **jobs > 0).map(|(level, jobs)| {
+        let (jobs, most) = (screen::thousands((*jobs).into()), moment::short(longest(level)));
+        format!("{jobs} on level {level} for less than {most}")
+    });
+    format!("delayed: {} ({})", screen::thousands(total), levels.collect::<Vec<_>>().join(", "))
 }
 
 /// The longest that a job on this level still has to wait: there and on all levels below.

@@ -66,20 +66,15 @@ pub(crate) fn table<const N: usize>(
     header: [&str; N],
     rows: impl IntoIterator<Item = [String; N]>,
 ) -> String {
-    let rows: Vec<[String; N]> = rows
-        .into_iter()
-        .map(|row| row.map(|cell| printable(&cell)))
-        .collect();
+    let rows: Vec<[String; N]> =
+        rows.into_iter().map(|row| row.map(|cell| printable(&cell))).collect();
     let is_number =
         |cell: &str| cell == "-" || cell.chars().all(|c| c.is_ascii_digit() || c == ',');
     let numbers: Vec<usize> = (0..N)
         .filter(|column| !rows.is_empty() && rows.iter().all(|row| is_number(&row[*column])))
         .collect();
     let mut table = Table::new();
-    table
-        .load_style(presets::NOTHING)
-        .set_header(header)
-        .add_rows(rows);
+    table.load_style(presets::NOTHING).set_header(header).add_rows(rows);
     for (place, column) in table.column_iter_mut().enumerate() {
         column.set_padding((0, 2));
         if numbers.contains(&place) {
@@ -115,20 +110,13 @@ pub(crate) fn thousands(number: u64) -> String {
 
 /// `1 job`, `2 jobs`.
 pub(crate) fn count(number: u64, one: &str, more: &str) -> String {
-    format!(
-        "{} {}",
-        thousands(number),
-        if number == 1 { one } else { more }
-    )
+    format!("{} {}", thousands(number), if number == 1 { one } else { more })
 }
 
 /// A progress bar on stderr; invisible unless that is a terminal.
 pub(crate) fn progress(total: Option<u64>) -> ProgressBar {
     let (bar, template) = match total {
-        Some(total) => (
-            ProgressBar::new(total),
-            "{bar:30} {percent}%  {msg}  {eta} left",
-        ),
+        Some(total) => (ProgressBar::new(total), "{bar:30} {percent}%  {msg}  {eta} left"),
         None => (ProgressBar::no_length(), "{spinner} {msg}  {elapsed}"),
     };
     let style = ProgressStyle::with_template(template).expect("the template is a constant");
@@ -150,32 +138,22 @@ pub(crate) fn ask(question: &str) -> io::Result<Option<String>> {
 /// connection: its loss is in the error that the verb ends with.
 pub(crate) fn log_to_stderr(verbose: bool) {
     let filter = if verbose {
-        "info,forebay_producer=debug,lapin=warn"
+        "info,forebay_producer=debug,lapin=off"
     } else {
         "warn,lapin=off,forebay_producer::link::connection=off"
     };
     let log = tracing_subscriber::fmt().with_env_filter(EnvFilter::new(filter));
-    log.with_writer(io::stderr)
-        .with_target(false)
-        .with_ansi(io::stderr().is_terminal())
-        .init();
+    log.with_writer(io::stderr).with_target(false).with_ansi(io::stderr().is_terminal()).init();
 }
 
 fn terminal_width() -> Option<usize> {
-    let (width, _) = io::stdout()
-        .is_terminal()
-        .then(terminal_size::terminal_size)
-        .flatten()?;
+    let (width, _) = io::stdout().is_terminal().then(terminal_size::terminal_size).flatten()?;
     Some(width.0.into())
 }
 
 fn cut(line: &str, width: usize) -> String {
     match line.char_indices().nth(width) {
-        Some(_) => line
-            .chars()
-            .take(width.saturating_sub(1))
-            .chain(['…'])
-            .collect(),
+        Some(_) => line.chars().take(width.saturating_sub(1)).chain(['…']).collect(),
         None => line.to_owned(),
     }
 }

@@ -43,12 +43,8 @@ fn cut_at_placeholders(json: &str) -> Vec<String> {
             continue;
         }
         in_string ^= c == '"';
-        let escaped = (in_string && c == '\\')
-            .then(|| characters.next())
-            .flatten();
-        let part = parts
-            .last_mut()
-            .expect("it begins with one part and only grows");
+        let escaped = (in_string && c == '\\').then(|| characters.next()).flatten();
+        let part = parts.last_mut().expect("it begins with one part and only grows");
         part.push(c);
         part.extend(escaped);
     }
@@ -68,10 +64,7 @@ mod tests {
     #[test]
     fn the_line_takes_the_place_of_braces_inside_strings_only() {
         let filled = fill(r#"{"url": "http://{}/{}", "options": {}, "n": 1}"#, "a b");
-        assert_eq!(
-            filled,
-            json!({"url": "http://a b/a b", "options": {}, "n": 1})
-        );
+        assert_eq!(filled, json!({"url": "http://a b/a b", "options": {}, "n": 1}));
     }
 
     #[test]
@@ -81,10 +74,7 @@ mod tests {
 
     #[test]
     fn a_template_that_cannot_be_filled_is_refused_with_the_reason() {
-        for (text, why) in [
-            ("{\"a\": {}", "not JSON"),
-            ("{\"a\": {}}", "no string in it"),
-        ] {
+        for (text, why) in [("{\"a\": {}", "not JSON"), ("{\"a\": {}}", "no string in it")] {
             let error = Template::parse(text).unwrap_err();
             assert!(error.contains(why), "{error}");
         }

@@ -96,9 +96,7 @@ async fn apply(scope: &Scope, session: &Session) -> anyhow::Result<()> {
     // This is the one place that declares even where FOREBAY_DECLARE=never: it was told to.
     let config = session.config.clone().declare(Declare::Auto);
     let declarer = Declarer::new(Link::open(&config, "topology"), &config);
-    declarer
-        .apply(&declarations, Instant::now() + session.timeout)
-        .await?;
+    declarer.apply(&declarations, Instant::now() + session.timeout).await?;
     report(&declarations, &made, session)?;
     Ok(())
 }
@@ -155,21 +153,17 @@ fn each_once(declarations: Vec<Declaration>) -> Vec<Declaration> {
 }
 
 fn queues_in(declarations: &[Declaration]) -> impl Iterator<Item = &str> {
-    declarations
-        .iter()
-        .filter_map(|declaration| match declaration {
-            Declaration::Queue { name, .. } => Some(name.as_str()),
-            _ => None,
-        })
+    declarations.iter().filter_map(|declaration| match declaration {
+        Declaration::Queue { name, .. } => Some(name.as_str()),
+        _ => None,
+    })
 }
 
 fn row(declaration: &Declaration) -> [String; 3] {
     match declaration {
-        Declaration::Exchange {
-            name,
-            kind,
-            arguments,
-        } => [format!("{kind} exchange"), name.clone(), listed(arguments)],
+        Declaration::Exchange { name, kind, arguments } => {
+            [format!("{kind} exchange"), name.clone(), listed(arguments)]
+        }
         Declaration::Queue { name, arguments } => {
             ["queue".to_owned(), name.clone(), listed(arguments)]
         }
@@ -179,11 +173,7 @@ fn row(declaration: &Declaration) -> [String; 3] {
                 Target::Exchange(exchange) => format!("exchange {exchange}"),
                 _ => String::new(),
             };
-            let key = if key.is_empty() {
-                String::new()
-            } else {
-                format!("key={key}")
-            };
+            let key = if key.is_empty() { String::new() } else { format!("key={key}") };
             ["binding".to_owned(), format!("{from} → {to}"), key]
         }
         _ => ["other".to_owned(), String::new(), String::new()],
@@ -191,9 +181,7 @@ fn row(declaration: &Declaration) -> [String; 3] {
 }
 
 fn listed(arguments: &[(&'static str, Argument)]) -> String {
-    let pairs = arguments
-        .iter()
-        .map(|(name, value)| format!("{name}={value}"));
+    let pairs = arguments.iter().map(|(name, value)| format!("{name}={value}"));
     pairs.collect::<Vec<_>>().join(" ")
 }
 
@@ -211,22 +199,13 @@ mod tests {
         let once = each_once(all.clone());
         assert!(once.len() > one && once.len() < all.len());
         assert_eq!(once[..one], all[..one]);
-        assert_eq!(
-            queues_in(&once)
-                .filter(|name| *name == "shop.unrouted")
-                .count(),
-            1
-        );
+        assert_eq!(queues_in(&once).filter(|name| *name == "shop.unrouted").count(), 1);
     }
 
     #[test]
     fn a_binding_is_shown_with_both_ends_and_its_key() {
         let topology = forebay_producer::Topology::new("shop").unwrap();
-        let rows: Vec<_> = topology
-            .for_queue("a", QueueType::Quorum)
-            .iter()
-            .map(row)
-            .collect();
+        let rows: Vec<_> = topology.for_queue("a", QueueType::Quorum).iter().map(row).collect();
         assert!(rows.contains(&["binding", "shop → queue shop.a", "key=a"].map(str::to_owned)));
     }
 }

@@ -9,7 +9,7 @@ use clap::Args;
 use forebay_producer::DeadLetters;
 
 use super::letter;
-use super::{Sight, Where, Which, matching};
+use super::{Sight, Where, Which, count, matching};
 use crate::exit::{Exit, Stop};
 use crate::globals::Session;
 use crate::screen;
@@ -44,7 +44,7 @@ pub(super) async fn run(verb: &Export, session: &Session) -> anyhow::Result<Exit
         Some(file) => write(&sights, &mut BufWriter::new(create(file)?))?,
         None => write(&sights, &mut io::stdout().lock())?,
     }
-    let many = screen::count(matching(&sights), "dead letter", "dead letters");
+    let many = count(matching(&sights));
     match &verb.to_file {
         Some(file) => screen::note(format_args!("{many} copied to {}", file.display())),
         None => screen::aside(format_args!("{many} copied; {}", piles.origin)),

@@ -20,14 +20,8 @@ pub(super) fn row(letter: &DeadLetter, now_ms: u64) -> [String; 7] {
         envelope.queue.clone(),
         letter.reason.clone(),
         envelope.attempt.to_string(),
-        letter
-            .died_at_ms
-            .map_or_else(|| "-".to_owned(), |at| moment::ago(at, now_ms)),
-        envelope
-            .failures
-            .last()
-            .map(|failure| failure.message.clone())
-            .unwrap_or_default(),
+        letter.died_at_ms.map_or_else(|| "-".to_owned(), |at| moment::ago(at, now_ms)),
+        envelope.failures.last().map(|failure| failure.message.clone()).unwrap_or_default(),
     ]
 }
 
@@ -69,11 +63,7 @@ pub(super) fn page(letter: &DeadLetter, now_ms: u64) -> String {
     let mut page = String::new();
     let mut line = |name: &str, value: Option<String>| {
         if let Some(value) = value {
-            page.push_str(&format!(
-                "{:<16} {}\n",
-                format!("{name}:"),
-                screen::printable(&value)
-            ));
+            page.push_str(&format!("{:<16} {}\n", format!("{name}:"), screen::printable(&value)));
         }
     };
     let time = |at: u64| format!("{} ({})", moment::stamp(at), moment::ago(at, now_ms));
@@ -92,9 +82,7 @@ pub(super) fn page(letter: &DeadLetter, now_ms: u64) -> String {
     line("correlation id", envelope.correlation_id.clone());
     line("owner", envelope.owner.clone());
     for (name, value) in envelope.headers() {
-        let value = value
-            .as_str()
-            .map_or_else(|| value.to_string(), str::to_owned);
+        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         line("header", Some(format!("{name}={value}")));
     }
     for failure in &envelope.failures {
@@ -125,15 +113,8 @@ fn paragraph(failure: &Failure) -> String {
         screen::printable(&failure.worker),
         screen::printable(failure.reason.as_str())
     );
-    let message = failure
-        .message
-        .lines()
-        .map(|line| format!("    {}\n", screen::printable(line)));
-    format!(
-        "\n{}  {head}\n{}",
-        moment::stamp(failure.at_ms),
-        message.collect::<String>()
-    )
+    let message = failure.message.lines().map(|line| format!("    {}\n", screen::printable(line)));
+    format!("\n{}  {head}\n{}", moment::stamp(failure.at_ms), message.collect::<String>())
 }
 
 /// JSON indented, other text as it is, anything else as hexadecimal bytes.
@@ -151,11 +132,7 @@ fn preview(payload: &[u8]) -> String {
         Err(_) => None,
     };
     let mut preview = match text {
-        Some(text) => text
-            .lines()
-            .map(screen::printable)
-            .collect::<Vec<_>>()
-            .join("\n"),
+        Some(text) => text.lines().map(screen::printable).collect::<Vec<_>>().join("\n"),
         None => hex_lines(shown),
     };
     if shown.len() < payload.len() {
@@ -165,13 +142,8 @@ fn preview(payload: &[u8]) -> String {
 }
 
 fn hex_lines(bytes: &[u8]) -> String {
-    let line = |chunk: &[u8]| {
-        chunk
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect::<Vec<_>>()
-            .join(" ")
-    };
+    let line =
+        |chunk: &[u8]| chunk.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ");
     bytes.chunks(16).map(line).collect::<Vec<_>>().join("\n")
 }
 
@@ -197,10 +169,7 @@ mod tests {
         let odd = format!("a{long}");
         for text in [long, odd] {
             let preview = preview(text.as_bytes());
-            assert!(
-                preview.contains("éé") && preview.contains("dead export"),
-                "{preview}"
-            );
+            assert!(preview.contains("éé") && preview.contains("dead export"), "{preview}");
         }
     }
 }

@@ -53,15 +53,7 @@ pub(super) fn table(sights: &[Sight]) -> Result<(), Stop> {
     }
     let now_ms = now_ms();
     let letters = sights.iter().flat_map(|sight| &sight.listing.letters);
-    let header = [
-        "id",
-        "kind",
-        "queue",
-        "reason",
-        "attempts",
-        "died",
-        "last error",
-    ];
+    let header = ["id", "kind", "queue", "reason", "attempts", "died", "last error"];
     screen::say_table(header, letters.map(|letter| letter::row(letter, now_ms)))
 }
 

@@ -5,7 +5,7 @@ use clap::Args;
 use forebay_producer::DeadLetters;
 use serde_json::json;
 
-use super::{Sight, Where, Which, confirm, ls, matching};
+use super::{Sight, Where, Which, confirm, count, ls, matching};
 use crate::exit::Exit;
 use crate::globals::Session;
 use crate::screen;
@@ -45,8 +45,7 @@ pub(super) async fn run(verb: &Purge, session: &Session) -> anyhow::Result<Exit>
     }
     let mut purged = 0;
     if matching(&sights) > 0 {
-        let question = format!("{} will be removed for good.", count(matching(&sights)));
-        confirm(verb.yes, &question, "purge")?;
+        confirm(verb.yes, "purge", matching(&sights))?;
         for sight in sights.iter().filter(|sight| sight.matching() > 0) {
             purged += letters.purge(&sight.pile, &filter, piles.limit).await?.done;
         }
@@ -73,8 +72,4 @@ fn dry_run(sights: &[Sight], session: &Session) -> anyhow::Result<Exit> {
         screen::say_json(&ls::as_json(sights))?;
     }
     Ok(Exit::Fine)
-}
-
-fn count(letters: u64) -> String {
-    screen::count(letters, "dead letter", "dead letters")
 }

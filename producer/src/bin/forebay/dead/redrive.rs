@@ -9,7 +9,7 @@ use forebay_producer::{DeadLetters, Done, Filter, Pile, RedriveOptions};
 use serde_json::{Value, json};
 use tokio::signal;
 
-use super::{Piles, Sight, Where, Which, confirm, ls, matching, queue_name};
+use super::{Piles, Sight, Where, Which, confirm, count, ls, matching, queue_name};
 use crate::exit::{Exit, Stop};
 use crate::globals::Session;
 use crate::screen;
@@ -63,24 +63,16 @@ pub(super) async fn run(verb: &Redrive, session: &Session) -> anyhow::Result<Exi
         return dry_run(&sights, session);
     }
     if many > MANY {
-        let question = format!("{} will be redriven.", count(many));
-        confirm(verb.yes, &question, "redrive")?;
+        confirm(verb.yes, "redrive", many)?;
     }
     // Where nothing fits there is nothing to do.
-    piles.piles = sights
-        .iter()
-        .filter(|sight| sight.matching() > 0)
-        .map(|s| s.pile.clone())
-        .collect();
+    piles.piles =
+        sights.iter().filter(|sight| sight.matching() > 0).map(|s| s.pile.clone()).collect();
     let (done, interrupted) = redrive(verb, &piles, &filter, &letters, many, session).await?;
     letters.close().await;
     report(&done, interrupted, session)?;
     sights.iter().for_each(Sight::tell_the_rest);
-    Ok(if interrupted || !done.failed.is_empty() {
-        Exit::Failed
-    } else {
-        Exit::Fine
-    })
+    Ok(if interrupted || !done.failed.is_empty() { Exit::Failed } else { Exit::Fine })
 }
 
 /// What has been done over all piles.
@@ -94,11 +86,7 @@ struct Sum {
 impl Sum {
     fn and(&self, done: &Done) -> Self {
         let failed = self.failed.iter().chain(&done.failed).cloned().collect();
-        Self {
-            done: self.done + done.done,
-            left: self.left + done.left,
-            failed,
-        }
+        Self { done: self.done + done.done, left: self.left + done.left, failed }
     }
 }
 
@@ -173,10 +161,7 @@ fn report(sum: &Sum, interrupted: bool, session: &Session) -> Result<(), Stop> {
     if session.for_people() {
         screen::say(format_args!("{} redriven", count(sum.done)))?;
     } else {
-        let failed = sum
-            .failed
-            .iter()
-            .map(|(id, why)| json!({ "id": id, "why": why }));
+        let failed = sum.failed.iter().map(|(id, why)| json!({ "id": id, "why": why }));
         screen::say_json(&json!({
             "redriven": sum.done,
             "left": sum.left,
@@ -194,15 +179,7 @@ fn report(sum: &Sum, interrupted: bool, session: &Session) -> Result<(), Stop> {
 }
 
 fn stopped(done: u64, pile: &Pile) -> String {
-    format!(
-        "stopped in {} after {} redriven",
-        super::name(pile),
-        count(done)
-    )
-}
-
-fn count(letters: u64) -> String {
-    screen::count(letters, "dead letter", "dead letters")
+    format!("stopped in {} after {} redriven", super::name(pile), count(done))
 }
 
 fn rate(text: &str) -> Result<f64, String> {

@@ -32,10 +32,7 @@ pub(super) async fn run(verb: &Show, session: &Session) -> anyhow::Result<Exit> 
     filter.id = Some(verb.id.clone());
     let sights = piles.look(&letters, &filter, session).await?;
     letters.close().await;
-    let found: Vec<_> = sights
-        .iter()
-        .flat_map(|sight| &sight.listing.letters)
-        .collect();
+    let found: Vec<_> = sights.iter().flat_map(|sight| &sight.listing.letters).collect();
     if found.is_empty() {
         sights.iter().for_each(Sight::tell_the_rest);
         let (id, origin) = (&verb.id, &piles.origin);
@@ -45,10 +42,7 @@ pub(super) async fn run(verb: &Show, session: &Session) -> anyhow::Result<Exit> 
         // One object for one letter; a list only if an id was used twice.
         screen::say_json(&match found.as_slice() {
             [one] => letter::json(one),
-            several => several
-                .iter()
-                .map(|found| letter::json(found))
-                .collect::<Value>(),
+            several => several.iter().map(|found| letter::json(found)).collect::<Value>(),
         })?;
         return Ok(Exit::Fine);
     }

@@ -1,0 +1,77 @@
+//! `forebay topology`.
+
+use std::process::Stdio;
+
+use serde_json::{Value, json};
+
+use super::{broker, forebay, somewhere};
+
+const NOWHERE: &str = "amqp://127.0.0.1:1";
+
+#[tokio::test]
+async fn the_topology_is_shown_without_a_broker() {
+    let shown = somewhere(NOWHERE, &["topology", "show", "--queue", "mail", "--delays", "0.1s"]);
+    let shown = shown.json().await;
+    let queues: Vec<&Value> = shown
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|each| each["queue"]["name"].as_str().map(|_| each))
+        .collect();
+    let names: Vec<_> =
+        queues.iter().map(|queue| queue["queue"]["name"].as_str().unwrap()).collect();
+    assert_eq!(
+        names,
+        ["forebay.unrouted", "forebay.mail.dead", "forebay.mail", "forebay.delay.00"]
+    );
+
+    let table = somewhere(NOWHERE, &["topology", "show", "--queue", "mail"]).succeed().await.out;
+    assert!(table.contains("forebay.delay.15"), "an hour takes 16 levels: {table}");
+    assert!(table.contains("x-delivery-limit=100"), "{table}");
+}
+
+#[tokio::test]
+async fn what_is_missing_is_declared_once() {
+    let broker = broker().await;
+    broker.owns("mail");
+    let apply = ["topology", "apply", "--queue", "mail", "--delays", "0.2s"];
+    // An explicit order to declare outranks the setting for workers and producers.
+    let first = forebay(&broker, &apply).env("FOREBAY_DECLARE", "never").json().await;
+    assert_eq!(first["declared"].as_array().map(Vec::len), Some(5));
+    let again = forebay(&broker, &apply).json().await;
+    assert_eq!(again, json!({ "declared": [], "there_before": 5 }));
+    let call = forebay(&broker, &["publish", "a.b", "{}", "--queue", "mail", "--delay", "0.2s"]);
+    call.env("FOREBAY_DECLARE", "never").succeed().await;
+}
+
+#[tokio::test]
+async fn other_arguments_are_a_warning_or_with_strict_topology_an_error() {
+    let broker = broker().await;
+    broker.owns("mail");
+    let apply = ["topology", "apply", "--delays", "0s"];
+    let classic = "[queues.mail]\ntype = \"classic\"";
+    forebay(&broker, &apply).manifest(classic).succeed().await;
+
+    let quorum = "[queues.mail]";
+    let lenient = forebay(&broker, &apply).manifest(quorum).succeed().await;
+    assert!(lenient.err.contains("exists with other arguments"), "{}", lenient.err);
+
+    let strict = [&apply[..], &["--strict-topology"]].concat();
+    let ran = forebay(&broker, &strict).manifest(quorum).run().await;
+    ran.failed(2, &["inequivalent arg 'x-", "mail", "delete it once it is empty"]);
+
+    let call = forebay(&broker, &["publish", "a.b", "{}", "--queue", "mail", "--delay", "1s"]);
+    let ran = call.env("FOREBAY_STRICT_TOPOLOGY", "true").run().await;
+    ran.failed(2, &["inequivalent arg 'x-"]);
+}
+
+#[tokio::test]
+async fn a_reader_who_has_gone_ends_it_quietly() {
+    let mut call = somewhere(NOWHERE, &["topology", "show", "--delays", "300days"]);
+    let command = call.command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("forebay starts");
+    drop(child.stdout.take());
+    let ended = child.wait_with_output().await.expect("forebay ends");
+    assert_eq!(ended.status.code(), Some(0));
+    assert_eq!(String::from_utf8_lossy(&ended.stderr), "");
+}

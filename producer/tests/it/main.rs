@@ -1,0 +1,14 @@
+//! The producer on real RabbitMQ, and what it writes on the wire: one file a subject, one behaviour
+//! a test.
+
+mod bulk;
+mod calls;
+mod dead_letters;
+mod delays;
+mod examples;
+mod golden;
+mod other_languages;
+mod publishing;
+mod supervision;
+mod support;
+mod topology;
