@@ -5,6 +5,7 @@
 
 mod crash;
 mod drain;
+mod examples;
 mod foreign;
 mod invariants;
 mod places;
