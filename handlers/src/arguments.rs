@@ -9,6 +9,9 @@ use clap::{ArgAction, Parser, ValueEnum};
 use forebay_handlers::app::Overrides;
 use forebay_worker::Declare;
 
+/// What is logged unless asked otherwise. lapin logs its own errors, which we report better.
+pub(crate) const LOG: &str = "info,lapin=off";
+
 const EXAMPLES: &str = "\
 Examples:
   forebay-run                              work as ./forebay.toml says
@@ -71,7 +74,7 @@ pub(crate) struct Arguments {
     exit_after: Option<Duration>,
 
     /// What to log: a level, or levels by module.
-    #[arg(long, value_name = "FILTER", env = "RUST_LOG", default_value = "info,lapin=off")]
+    #[arg(long, value_name = "FILTER", env = "RUST_LOG", default_value = LOG)]
     pub(crate) log: String,
 }
 

@@ -4,8 +4,11 @@
 use bytes::Bytes;
 use forebay_worker::Output;
 
-/// What is kept of text that is no JSON, and of standard error.
+/// What is kept of text that is no JSON.
 pub(crate) const TAIL: usize = 4 * 1024;
+
+/// What is recorded of standard error: a failure holds 4 kB, and its end would be cut.
+pub(crate) const STDERR: usize = TAIL - 512;
 
 /// The largest result that is kept.
 pub(crate) const RESULT: usize = 16 * 1024 * 1024;
@@ -47,9 +50,9 @@ impl Capture {
         self.cut
     }
 
-    /// The last 4 kB as text, without the rest of a character that was cut in two.
-    pub(crate) fn tail(&self) -> String {
-        let begin = self.kept.len().saturating_sub(TAIL);
+    /// At most the last `most` bytes (of 4 kB) as text, without half of a character.
+    pub(crate) fn tail(&self, most: usize) -> String {
+        let begin = self.kept.len().saturating_sub(most);
         let mut end = &self.kept[begin..];
         if self.cut || begin > 0 {
             let rest = |byte: &u8| byte & 0b1100_0000 == 0b1000_0000;
@@ -65,7 +68,7 @@ impl Capture {
         if !self.cut && serde_json::from_slice::<serde::de::IgnoredAny>(&self.kept).is_ok() {
             return Output::from_json(Bytes::from(self.kept));
         }
-        let tail = self.tail();
+        let tail = self.tail(TAIL);
         if tail.is_empty() {
             return Output::none();
         }
@@ -136,8 +139,8 @@ mod tests {
             capture.push(format!("[{number:0>90}]\n").as_bytes());
         }
         assert!(capture.is_cut() && capture.kept.capacity() <= 8 * TAIL);
-        assert!(capture.tail().ends_with("299999]"), "{}", capture.tail());
-        assert!(capture.tail().len() <= TAIL);
+        assert!(capture.tail(TAIL).ends_with("299999]"), "{}", capture.tail(TAIL));
+        assert!(capture.tail(TAIL).len() <= TAIL);
     }
 
     #[test]
@@ -145,8 +148,8 @@ mod tests {
         let mut capture = Capture::tail_only();
         capture.push("é".repeat(TAIL).as_bytes());
         capture.push(b"x");
-        assert!(!capture.tail().contains('\u{fffd}'));
-        assert!(capture.tail().ends_with("éx"));
+        assert!(!capture.tail(TAIL).contains('\u{fffd}'));
+        assert!(capture.tail(TAIL).ends_with("éx"));
     }
 
     #[test]

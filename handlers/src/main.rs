@@ -16,7 +16,7 @@ use forebay_worker::{Config, RunError};
 use tracing::error;
 use tracing_subscriber::EnvFilter;
 
-use crate::arguments::Arguments;
+use crate::arguments::{Arguments, LOG};
 use crate::signals::Signals;
 
 /// How the process ends; `--help` lists them.
@@ -91,7 +91,7 @@ async fn serve(app: App, config: &Config) -> ExitCode {
 
 fn code_of(error: &RunError) -> u8 {
     match error {
-        RunError::Connect(_) => UNREACHABLE,
+        RunError::Connect(_) | RunError::Queue { .. } => UNREACHABLE,
         _ => WORK_FAILED,
     }
 }
@@ -108,6 +108,8 @@ fn with_causes(error: &RunError) -> String {
 
 /// Text for people, JSON for everything else that reads it.
 fn log_to_stderr(filter: &str) -> Result<(), String> {
+    // An empty RUST_LOG counts as none.
+    let filter = if filter.is_empty() { LOG } else { filter };
     let filter = EnvFilter::try_new(filter).map_err(|error| {
         format!("--log {filter:?} is no filter: {error}; try `info` or `debug`")
     })?;

@@ -42,6 +42,7 @@ pub(crate) async fn run(
     let (events, theirs) = io::pipe()?;
     let events = pipe::Receiver::from_owned_fd(OwnedFd::from(events))?;
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // It forks where the standard library alone would `posix_spawn`; a worker is small enough.
     command
         .fd_mappings(vec![FdMapping { parent_fd: theirs.into(), child_fd: 3 }])
         .expect("one mapping cannot collide");

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::time::{self, Instant};
 
+use crate::config::after;
 use crate::error::{CallError, PublishError};
 use crate::link::connection::Link;
 use crate::link::fault::Fault;
@@ -40,7 +41,7 @@ impl Producer {
         job: &J,
         patience: Duration,
     ) -> Result<T, CallError> {
-        let deadline = Instant::now() + patience;
+        let deadline = after(patience);
         let id = new_id();
         let (channel, mut answers, address) = self.listen(&id, deadline).await?;
         let options = PublishOptions::new().id(&id).deadline(patience).reply_to(address);

@@ -6,6 +6,7 @@ use std::fmt;
 use std::time::Duration;
 
 use lapin::uri::AMQPUri;
+use tokio::time::Instant;
 
 use crate::wire::topology::{InvalidName, QueueType, Topology};
 
@@ -88,7 +89,11 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Url`] with what is wrong.
     pub fn new(url: &str) -> Result<Self, ConfigError> {
-        let hosts = one_url_per_host(url).iter().map(|url| parse(url)).collect::<Result<_, _>>()?;
+        let hosts: Vec<_> =
+            one_url_per_host(url).iter().map(|url| parse(url)).collect::<Result<_, _>>()?;
+        if hosts.is_empty() {
+            return Err(ConfigError::Url { why: "it is empty".to_owned() });
+        }
         Ok(Self {
             hosts,
             topology: Topology::new("forebay")?,
@@ -104,12 +109,13 @@ impl Config {
 
     /// Reads `AMQP_URL` (default `amqp://guest:guest@127.0.0.1:5672/%2f`), `FOREBAY_NAMESPACE`
     /// (default `forebay`), `FOREBAY_DECLARE` (`auto` or `never`) and `FOREBAY_STRICT_TOPOLOGY`
-    /// (`true` or `false`).
+    /// (`true` or `false`). An empty variable counts as none.
     ///
     /// # Errors
     /// [`ConfigError`] naming the variable.
     pub fn from_env() -> Result<Self, ConfigError> {
-        Self::from_lookup(|variable| std::env::var(variable).ok())
+        // Compose files set variables that they have no value for to nothing.
+        Self::from_lookup(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
     }
 
     fn from_lookup(look: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
@@ -255,6 +261,12 @@ fn variable(variable: &'static str, value: String, allowed: &'static str) -> Con
     ConfigError::Variable { variable, value, allowed }
 }
 
+/// The moment after so long; half an age for what nobody can count ("for ever").
+pub(crate) fn after(wait: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(wait).unwrap_or_else(|| now + Duration::from_secs(30 * 365 * 86_400))
+}
+
 fn program() -> String {
     let path = std::env::current_exe().ok();
     let name = path.as_deref().and_then(|path| path.file_stem()).and_then(|name| name.to_str());
@@ -338,6 +350,7 @@ mod tests {
     #[test]
     fn a_bad_url_is_explained_without_its_password() {
         for url in [
+            "",
             "http://u:hush@a",
             "amqp://u:hush@a:port",
             "u:hush@a",

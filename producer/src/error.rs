@@ -2,8 +2,11 @@
 
 use std::fmt;
 
+use crate::producer::Receipt;
 use crate::wire::delay::DelayTooLong;
 use crate::wire::topology::InvalidName;
+
+const MOST_FAILURES: usize = 1_000;
 
 /// Why there is no connection to the broker.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -239,6 +242,20 @@ pub struct BulkError {
     /// The place of the first job that was not taken from the stream, because the broker was out
     /// of reach: continue there.
     pub stopped_at: Option<u64>,
+}
+
+impl BulkError {
+    pub(crate) fn note(&mut self, place: u64, result: Result<Receipt, PublishError>) {
+        match result {
+            Ok(_) => self.confirmed += 1,
+            Err(error) => {
+                self.failed += 1;
+                if self.failures.len() < MOST_FAILURES {
+                    self.failures.push((place, error));
+                }
+            }
+        }
+    }
 }
 
 impl fmt::Display for BulkError {

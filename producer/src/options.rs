@@ -6,9 +6,9 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 
 use crate::error::PublishError;
-use crate::producer::{check_kind, check_queue};
 use crate::wire::delay::Delay;
 use crate::wire::envelope::{Envelope, as_ms, to_ms};
+use crate::wire::topology::{check_kind, check_queue_name};
 
 const LONGEST_TEXT: usize = 255;
 
@@ -146,7 +146,7 @@ impl PublishOptions {
     ) -> Result<(Envelope, Option<Delay>), PublishError> {
         check_kind(kind)?;
         let queue = self.queue.unwrap_or_else(|| "default".to_owned());
-        check_queue(&queue)?;
+        check_queue_name(&queue)?;
         let mut envelope = Envelope::new(kind, queue, payload);
         if let Some(id) = self.id {
             envelope.id = checked("id", id)?;

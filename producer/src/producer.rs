@@ -8,7 +8,7 @@ use futures_util::{Stream, StreamExt, stream};
 use tokio::time::Instant;
 use tracing::debug;
 
-use crate::config::Config;
+use crate::config::{Config, after};
 use crate::error::{BulkError, ConnectError, PublishError, TopologyError};
 use crate::link::connection::Link;
 use crate::link::declare::Declarer;
@@ -19,12 +19,11 @@ use crate::options::PublishOptions;
 use crate::wire::delay::Delay;
 use crate::wire::envelope::Envelope;
 use crate::wire::job::Job;
-use crate::wire::topology::{QueueType, Topology, check_queue_name};
+use crate::wire::topology::{QueueType, Topology};
 
 /// Properties and headers together stay below half a frame: a larger header frame makes the broker
 /// close the whole connection.
 const HEADER_LIMIT: usize = 64 * 1024;
-const MOST_FAILURES: usize = 1_000;
 const BULK_WINDOW: usize = 1_000;
 
 /// Publishes jobs with confirms; clones share one connection, which is opened at first need.
@@ -137,8 +136,7 @@ impl Producer {
         payload: impl Into<Bytes>,
         options: PublishOptions,
     ) -> Result<Receipt, PublishError> {
-        let deadline =
-            options.deadline.map_or_else(|| self.deadline(), |wait| Instant::now() + wait);
+        let deadline = after(options.deadline.unwrap_or(self.config.publish_deadline));
         let (envelope, delay) = options.into_envelope(kind, payload.into(), SystemTime::now())?;
         let destination = delay.map_or(Destination::Queue, Destination::Later);
         self.send(&envelope, destination, deadline).await?;
@@ -167,16 +165,10 @@ impl Producer {
             tokio::select! {
                 biased;
                 // Cancel-safe: what has not ended stays in the set.
-                Some((place, result)) = flying.next() => match result {
-                    Ok(_) => report.confirmed += 1,
-                    Err(error) => {
-                        broken_off |= matches!(error, PublishError::Unconfirmed { .. });
-                        report.failed += 1;
-                        if report.failures.len() < MOST_FAILURES {
-                            report.failures.push((place, error));
-                        }
-                    }
-                },
+                Some((place, result)) = flying.next() => {
+                    broken_off |= matches!(result, Err(PublishError::Unconfirmed { .. }));
+                    report.note(place, result);
+                }
                 // Cancel-safe: `next` of a pinned stream holds no item.
                 next = jobs.next(), if !broken_off && flying.len() < BULK_WINDOW => {
                     let Some(job) = next else { break };
@@ -188,13 +180,7 @@ impl Producer {
             }
         }
         while let Some((place, result)) = flying.next().await {
-            match result {
-                Ok(_) => report.confirmed += 1,
-                Err(error) => {
-                    report.failed += 1;
-                    report.failures.push((place, error));
-                }
-            }
+            report.note(place, result);
         }
         if report.failed == 0 && report.stopped_at.is_none() {
             Ok(report.confirmed)
@@ -272,11 +258,12 @@ impl Producer {
 
     /// Closes the connection once what was published is confirmed or given up by its callers.
     pub async fn close(&self) {
+        self.publisher.idle(self.deadline()).await;
         self.link.close().await;
     }
 
     fn deadline(&self) -> Instant {
-        Instant::now() + self.config.publish_deadline
+        after(self.config.publish_deadline)
     }
 
     fn check_size(&self, envelope: &Envelope) -> Result<(), PublishError> {
@@ -313,7 +300,7 @@ impl Producer {
             TopologyError::Connect(error) => PublishError::Unconfirmed {
                 id: envelope.id.clone(),
                 may_have_arrived: false,
-                because: error.to_string(),
+                because: self.why_silent(&error),
             },
             source => PublishError::Topology {
                 id: envelope.id.clone(),
@@ -321,6 +308,11 @@ impl Producer {
                 source: Box::new(source),
             },
         })
+    }
+
+    fn why_silent(&self, error: &ConnectError) -> String {
+        let trouble = self.link.trouble();
+        if trouble.is_empty() { error.to_string() } else { trouble }
     }
 
     fn message(&self, envelope: &Envelope, destination: Destination) -> Message {
@@ -372,21 +364,4 @@ fn encode<J: Job>(job: &J) -> Result<Bytes, PublishError> {
     encoded
         .map(Bytes::from)
         .map_err(|source| PublishError::Encode { kind: J::KIND.to_owned(), source })
-}
-
-pub(crate) fn check_kind(kind: &str) -> Result<(), PublishError> {
-    let why = if kind.is_empty() {
-        "it is empty"
-    } else if kind.len() > 200 {
-        "it has more than 200 bytes"
-    } else if kind.chars().any(|c| c.is_whitespace() || c.is_control()) {
-        "it has spaces; a kind looks like `email.send`"
-    } else {
-        return Ok(());
-    };
-    Err(PublishError::Option { option: "kind", value: kind.to_owned(), why: why.to_owned() })
-}
-
-pub(crate) fn check_queue(queue: &str) -> Result<(), PublishError> {
-    Ok(check_queue_name(queue)?)
 }

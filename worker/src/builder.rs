@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use forebay_producer::{Job, QueueType, check_queue_name};
+use forebay_producer::{Job, QueueType, check_kind, check_queue_name};
 use futures_util::FutureExt;
 use serde::Serialize;
 
@@ -305,6 +305,7 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
         handlers.sort_by_key(|handler| &handler.kind);
         for handler in handlers {
             let (kind, queue) = (&handler.kind, &handler.queue);
+            faults.extend(check_kind(kind).err().map(|error| error.to_string()));
             match self.queues.get(queue) {
                 None => faults.push(format!(
                     "the handler of `{kind}` waits on queue `{queue}`, which this worker does not \

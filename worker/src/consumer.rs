@@ -176,7 +176,7 @@ impl<S: Send + Sync + 'static> Consumer<S> {
         })?;
         let channel = channel.channel;
         // A declaration compares arguments, consuming does not.
-        if self.config.is_strict() {
+        if self.config.is_strict() && self.declarer.may_declare() {
             self.declare().await.map_err(Refusal::Now)?;
         }
         let prefetch = self.intake.options.window();

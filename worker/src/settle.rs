@@ -63,7 +63,9 @@ impl Settlement<'_> {
             },
             Verdict::Dead(letter) => {
                 let how = self.go_on(&letter, Destination::DeadLetters).await;
-                self.reply(job, Err(&letter)).await;
+                if how != How::GiveBack {
+                    self.reply(job, Err(&letter)).await;
+                }
                 how
             }
         };

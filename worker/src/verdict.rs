@@ -95,7 +95,11 @@ pub(crate) fn suspect(job: &Envelope, most_crashes: u32, facts: &Facts<'_>) -> O
     let mut moved = job.clone();
     moved.crashes = job.crashes.saturating_add(deaths);
     if moved.crashes >= most_crashes {
-        let message = format!("its process died {} times while it was running", moved.crashes);
+        let message = format!(
+            "it was delivered {} times to a process that died, or lost its connection, before it \
+             was settled",
+            moved.crashes
+        );
         return Some(dead(Reason::Crashed, message, &moved, facts));
     }
     let after = Duration::from_secs_f64(0.3 + 9.7 * facts.chance);

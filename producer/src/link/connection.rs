@@ -141,6 +141,9 @@ impl Link {
         if let Some(failed) = &status.failed {
             return failed.to_string();
         }
+        if status.closed {
+            return ConnectError::Closed.to_string();
+        }
         if let Some(blocked) = &status.blocked {
             return format!("the broker blocks publishers: {blocked}");
         }
@@ -151,13 +154,10 @@ impl Link {
         format!("no connection to {}: {fault}", self.shared.broker)
     }
 
-    /// Resolves when it was given up, which happens only before it was ever up.
-    pub(crate) async fn given_up(&self) {
-        let mut status = self.status();
-        let given_up = status.wait_for(|status| status.failed.is_some() || status.generation > 0);
-        if !given_up.await.is_ok_and(|status| status.failed.is_some()) {
-            std::future::pending().await
-        }
+    /// Whether it was closed or given up: there will never be a connection again.
+    pub fn is_over(&self) -> bool {
+        let status = self.shared.status.borrow();
+        status.closed || status.failed.is_some()
     }
 
     /// Closes the connection and ends the supervisor.
@@ -167,7 +167,7 @@ impl Link {
         _ = time::timeout(CLOSE_DEADLINE, status.wait_for(|status| status.closed)).await;
     }
 
-    fn unreachable(&self) -> ConnectError {
+    pub(crate) fn unreachable(&self) -> ConnectError {
         let status = self.shared.status.borrow();
         ConnectError::Unreachable {
             broker: self.shared.broker.clone(),

@@ -13,11 +13,11 @@ use lapin::options::{
 };
 use lapin::types::FieldTable;
 use lapin::{Channel, Consumer};
-use tokio::time::{self, Instant};
+use tokio::time;
 
 use super::connection::Link;
 use super::fault::Fault;
-use crate::config::Config;
+use crate::config::{Config, after};
 use crate::error::{DeadError, PublishError};
 use crate::producer::{Destination, Producer};
 use crate::wire::envelope::{Envelope, Raw, now_ms};
@@ -183,7 +183,7 @@ impl DeadLetters {
             if let Some(queue) = &options.to {
                 copy.queue.clone_from(queue);
             }
-            let deadline = Instant::now() + self.config.publish_deadline;
+            let deadline = after(self.config.publish_deadline);
             // Copy, confirm, ack: never the other order.
             match producer.send(&copy, Destination::Queue, deadline).await {
                 Ok(()) => {
@@ -235,7 +235,7 @@ impl DeadLetters {
             Pile::Queue(queue) => topology.dead_queue(queue),
             Pile::Unrouted => topology.unrouted(),
         };
-        let deadline = Instant::now() + self.config.publish_deadline;
+        let deadline = after(self.config.publish_deadline);
         let channel = self.link.channel(deadline).await?.channel;
         let walk = Walk::start(channel, &queue, pile == &Pile::Unrouted, limit);
         walk.await.map_err(|fault| explain(fault, &queue))
@@ -291,7 +291,8 @@ impl Walk {
             queue: queue.to_owned(),
             unrouted,
             total: remaining + u64::from(got.is_some()),
-            first: got.map(|got| got.delivery),
+            // It goes back with the others: nobody acks it.
+            first: got.map(|got| got.delivery).filter(|_| limit > 0),
             rest,
             left_to_take,
         })
@@ -349,7 +350,8 @@ impl DeadLetter {
     /// Ours say why themselves; the broker's own have only `x-death`.
     fn of(mut envelope: Envelope, unrouted: bool) -> Self {
         let broker = envelope.broker.death.take();
-        let moved_at_ms = broker.as_ref().and_then(|(.., seconds)| seconds.map(|s| s * 1000));
+        let moved_at_ms =
+            broker.as_ref().and_then(|(.., seconds)| seconds.map(|s| s.saturating_mul(1000)));
         let (reason, died_at_ms) = match (&envelope.dead, broker) {
             (Some(mark), _) => (mark.reason.to_string(), Some(mark.at_ms)),
             _ if unrouted => ("unrouted".to_owned(), moved_at_ms),

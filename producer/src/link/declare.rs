@@ -11,7 +11,7 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, ExchangeKind};
-use tokio::sync::Mutex as Gate;
+use tokio::sync::{Mutex as Gate, MutexGuard};
 use tokio::time::{self, Instant};
 use tracing::{debug, warn};
 
@@ -67,7 +67,7 @@ impl Declarer {
         if self.knows(|known| known.queues.contains(queue)) || !self.may_declare() {
             return Ok(());
         }
-        let _one = self.shared.gate.lock().await;
+        let _one = self.turn(deadline).await?;
         if self.knows(|known| known.queues.contains(queue)) {
             return Ok(());
         }
@@ -90,7 +90,7 @@ impl Declarer {
         if self.knows(reaches) || !self.may_declare() {
             return Ok(());
         }
-        let _one = self.shared.gate.lock().await;
+        let _one = self.turn(deadline).await?;
         if self.knows(reaches) {
             return Ok(());
         }
@@ -113,7 +113,8 @@ impl Declarer {
         self.shared.config.declare == Declare::Auto
     }
 
-    /// Declares everything in the list, in order. Returns the connection's generation.
+    /// Declares everything in the list, in order. Returns the connection's generation. A connection
+    /// that is lost on the way is waited for.
     ///
     /// What exists with other arguments stays as it is, with one warning, unless the configuration
     /// is strict.
@@ -125,9 +126,24 @@ impl Declarer {
         declarations: &[Declaration],
         deadline: Instant,
     ) -> Result<u64, TopologyError> {
-        let mut opened = self.shared.link.channel(deadline).await?;
+        loop {
+            let opened = self.shared.link.channel(deadline).await?;
+            if let Some(generation) = self.apply_on(opened, declarations, deadline).await? {
+                return Ok(generation);
+            }
+        }
+    }
+
+    /// One pass over the list; `None` when the connection was lost or fell silent.
+    async fn apply_on(
+        &self,
+        mut opened: Opened,
+        declarations: &[Declaration],
+        deadline: Instant,
+    ) -> Result<Option<u64>, TopologyError> {
         for declaration in declarations {
-            let Err(fault) = declare(&opened.channel, declaration).await else { continue };
+            let declared = declare(&opened.channel, declaration, deadline).await;
+            let Err(fault) = declared else { continue };
             let what = describe(declaration);
             match fault {
                 Fault::Mismatch(because) if self.shared.config.strict => {
@@ -138,12 +154,21 @@ impl Declarer {
                     opened = self.shared.link.channel(deadline).await?;
                 }
                 Fault::Denied(because) => return Err(TopologyError::Denied { what, because }),
+                Fault::Connection(because) | Fault::Closed(because) | Fault::Silent(because) => {
+                    debug!(what, because, "the connection ended while declaring");
+                    return Ok(None);
+                }
                 other => return Err(TopologyError::Broker { what, because: other.to_string() }),
             }
         }
         let Opened { channel, generation } = opened;
-        _ = time::timeout(ANSWER, channel.close(200, "declared".into())).await;
-        Ok(generation)
+        _ = time::timeout_at(patience(deadline), channel.close(200, "declared".into())).await;
+        Ok(Some(generation))
+    }
+
+    async fn turn(&self, deadline: Instant) -> Result<MutexGuard<'_, ()>, TopologyError> {
+        let turn = time::timeout_at(deadline, self.shared.gate.lock()).await;
+        turn.map_err(|_| TopologyError::Connect(self.shared.link.unreachable()))
     }
 
     fn warn_once(&self, what: &str, because: &str) {
@@ -177,7 +202,16 @@ impl Declarer {
     }
 }
 
-async fn declare(channel: &Channel, declaration: &Declaration) -> Result<(), Fault> {
+/// One answer takes so long at most, and never longer than the caller waits.
+fn patience(deadline: Instant) -> Instant {
+    deadline.min(Instant::now() + ANSWER)
+}
+
+async fn declare(
+    channel: &Channel,
+    declaration: &Declaration,
+    deadline: Instant,
+) -> Result<(), Fault> {
     let act = async {
         match declaration {
             Declaration::Exchange { name, kind, arguments } => {
@@ -210,7 +244,7 @@ async fn declare(channel: &Channel, declaration: &Declaration) -> Result<(), Fau
             }
         }
     };
-    match time::timeout(ANSWER, act).await {
+    match time::timeout_at(patience(deadline), act).await {
         Ok(done) => done.map_err(Fault::from),
         Err(_) => Err(Fault::Silent(humantime::format_duration(ANSWER).to_string())),
     }

@@ -24,6 +24,9 @@ pub enum Fault {
     /// Any other reason for which the broker closed the channel.
     #[error("the broker closed the channel: {0}")]
     Channel(String),
+    /// The channel was closed already; what closed it is told to whoever used it then.
+    #[error("{0}")]
+    Closed(String),
     /// The connection is gone, or never came to be.
     #[error("{0}")]
     Connection(String),
@@ -58,7 +61,7 @@ impl From<Error> for Fault {
                 }
             }
             ErrorKind::InvalidChannelState(..) | ErrorKind::InvalidChannel(_) => {
-                Self::Channel(error.to_string())
+                Self::Closed(error.to_string())
             }
             ErrorKind::IOError(io) => Self::Connection(io.to_string()),
             ErrorKind::MissingHeartbeatError => {

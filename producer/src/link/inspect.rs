@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
-use tokio::time::{self, Instant};
+use tokio::time;
 
 use super::connection::Link;
 use super::fault::Fault;
-use crate::config::Config;
+use crate::config::{Config, after};
 use crate::error::DeadError;
 use crate::wire::delay::LEVELS;
 
@@ -45,7 +45,7 @@ impl Inspector {
     /// # Errors
     /// [`DeadError`] when the broker cannot be asked.
     pub async fn count(&self, queue: &str) -> Result<Option<QueueCount>, DeadError> {
-        let deadline = Instant::now() + self.config.publish_deadline;
+        let deadline = after(self.config.publish_deadline);
         let channel = self.link.channel(deadline).await?.channel;
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
         let look = channel.queue_declare(queue.into(), options, FieldTable::default());

@@ -11,6 +11,7 @@ use lapin::Channel;
 use lapin::options::ConfirmSelectOptions;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{self, Instant};
+use tokio_util::task::TaskTracker;
 
 use super::connection::Link;
 use super::fault::Fault;
@@ -33,6 +34,8 @@ const LOOK: Duration = Duration::from_secs(1);
 pub(crate) struct Publisher {
     requests: mpsc::Sender<Request>,
     bytes: Arc<Semaphore>,
+    /// Everybody who waits for a verdict.
+    callers: TaskTracker,
     link: Link,
 }
 
@@ -75,7 +78,8 @@ impl Publisher {
             };
             io::handle().spawn(lane.run());
         }
-        Self { requests, bytes: Arc::new(Semaphore::new(WAITING_BYTES)), link }
+        let bytes = Arc::new(Semaphore::new(WAITING_BYTES));
+        Self { requests, bytes, callers: TaskTracker::new(), link }
     }
 
     /// Waits for the verdict until `deadline`. Dropping the future does not recall the message.
@@ -84,6 +88,7 @@ impl Publisher {
         message: Message,
         deadline: Instant,
     ) -> Result<Answer, NoAnswer> {
+        let _caller = self.callers.token();
         let sent = Arc::new(AtomicBool::new(false));
         let wait = async {
             let weight = message.payload.len().clamp(1, WAITING_BYTES) as u32;
@@ -93,16 +98,17 @@ impl Publisher {
             self.requests.send(request).await.ok()?;
             verdict.await.ok()
         };
-        tokio::select! {
-            biased;
-            answer = time::timeout_at(deadline, wait) => match answer {
-                Ok(Some(answer)) => Ok(answer),
-                Ok(None) => Err(self.no_answer(&sent, "the producer was closed")),
-                Err(_) => Err(self.no_answer(&sent, "the broker did not confirm it")),
-            },
-            // Waiting for a broker that refuses us would be in vain.
-            () = self.link.given_up() => Err(self.no_answer(&sent, "the broker refuses us")),
+        match time::timeout_at(deadline, wait).await {
+            Ok(Some(answer)) => Ok(answer),
+            Ok(None) => Err(self.no_answer(&sent, "the producer was closed")),
+            Err(_) => Err(self.no_answer(&sent, "the broker did not confirm it")),
         }
+    }
+
+    /// Waits until nobody waits for a verdict any more, at most until `deadline`.
+    pub(crate) async fn idle(&self, deadline: Instant) {
+        self.callers.close();
+        _ = time::timeout_at(deadline, self.callers.wait()).await;
     }
 
     fn no_answer(&self, sent: &AtomicBool, otherwise: &str) -> NoAnswer {
@@ -128,7 +134,14 @@ impl Lane {
     /// Ends when every producer is gone and nothing is left to send.
     async fn run(mut self) {
         while self.gather().await {
-            let Some(channel) = self.channel().await else { continue };
+            let Some(channel) = self.channel().await else {
+                if self.link.is_over() {
+                    // There will be no answer, and no pause before the next try either: whoever
+                    // waits learns it by losing the request.
+                    self.again.clear();
+                }
+                continue;
+            };
             let window = self.next_window();
             for request in &window {
                 request.sent.store(true, Ordering::Release);

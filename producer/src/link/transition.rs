@@ -161,7 +161,12 @@ impl State {
             return (self, Action::Declare);
         }
         let most = if denied { LONGEST_WAIT_DENIED } else { LONGEST_WAIT };
-        (self, Action::Wait(backoff(failures, most, jitter)))
+        let mut wait = backoff(failures, most, jitter);
+        if denied && !self.was_up() {
+            // The last try falls on the end of the patience, not long after it.
+            wait = wait.min(self.patience - elapsed);
+        }
+        (self, Action::Wait(wait))
     }
 }
 

@@ -212,7 +212,8 @@ impl Envelope {
             envelope.read_headers(table, raw.redelivered);
         }
         if envelope.published_at_ms.is_none() {
-            envelope.published_at_ms = properties.timestamp().map(|seconds| seconds * 1000);
+            envelope.published_at_ms =
+                properties.timestamp().map(|seconds| seconds.saturating_mul(1000));
         }
         envelope.adopt_expiration(properties);
         envelope
@@ -341,7 +342,7 @@ impl Envelope {
         self.crashes = 0;
         self.graces = 0;
         self.deferrals = 0;
-        self.redrives += 1;
+        self.redrives = self.redrives.saturating_add(1);
         self.dead = None;
         // Its time had passed once; an operator who redrives it wants it run.
         self.expires_at_ms = None;
@@ -380,7 +381,11 @@ impl Envelope {
             &self.content_encoding,
         ];
         let words = words.iter().filter_map(|word| word.as_ref().map(String::len)).sum::<usize>();
-        words + self.id.len() + self.content_type.len() + headers::table_bytes(&self.header_table())
+        FIXED_BYTES
+            + words
+            + self.id.len()
+            + self.content_type.len()
+            + headers::table_bytes(&self.header_table())
     }
 
     /// Whether the job's time has passed at `now_ms`.
@@ -388,6 +393,10 @@ impl Envelope {
         self.expires_at_ms.is_some_and(|at| at <= now_ms)
     }
 }
+
+/// What a header frame takes beside texts and the table: its frame, class, body size and flags, a
+/// length for each text, and the three numbers (AMQP 0-9-1, sections 2.3.5 and 4.2.6).
+const FIXED_BYTES: usize = 64;
 
 /// A new job id: UUIDv7, so that ids sort by time (RFC 9562, section 5.7).
 pub fn new_id() -> String {
@@ -412,7 +421,8 @@ pub(crate) fn as_ms(time: Duration) -> u64 {
 fn write_failure(failure: &Failure) -> AMQPValue {
     let mut table = FieldTable::default();
     let text = |text: &str| AMQPValue::LongString(text.as_bytes().into());
-    table.insert("at".into(), AMQPValue::LongLongInt(failure.at_ms as i64));
+    let at = i64::try_from(failure.at_ms).unwrap_or(i64::MAX);
+    table.insert("at".into(), AMQPValue::LongLongInt(at));
     table.insert("attempt".into(), AMQPValue::LongLongInt(failure.attempt.into()));
     table.insert("reason".into(), text(failure.reason.as_str()));
     table.insert("message".into(), text(&failure.message));

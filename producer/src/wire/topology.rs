@@ -325,6 +325,24 @@ pub fn check_queue_name(name: &str) -> Result<(), InvalidName> {
     Ok(())
 }
 
+/// Checks a kind: 1 to 200 bytes, no spaces. `noun.verb` is the custom, not a rule: foreign
+/// publishers name theirs as they like.
+///
+/// # Errors
+/// [`InvalidName`] with the reason.
+pub fn check_kind(kind: &str) -> Result<(), InvalidName> {
+    let why = if kind.is_empty() {
+        "it is empty; a kind looks like `email.send`"
+    } else if kind.len() > 200 {
+        "it has more than 200 bytes"
+    } else if kind.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        "it has spaces; a kind looks like `email.send`"
+    } else {
+        return Ok(());
+    };
+    Err(InvalidName { what: "kind", name: kind.to_owned(), why: why.to_owned() })
+}
+
 fn check(
     what: &'static str,
     name: &str,

@@ -66,8 +66,9 @@ async fn of_many_failures_only_the_first_thousand_are_kept() {
 async fn with_the_broker_away_it_stops_and_says_where_to_go_on() {
     let broker = broker().await;
     let proxy = Proxy::to(address(broker.url())).await;
-    let config = through(&proxy.url(), &broker.config()).publish_deadline(Duration::from_secs(3));
+    let config = through(&proxy.url(), &broker.config()).publish_deadline(Duration::from_secs(10));
     let producer = Producer::new(&config);
+    producer.declare("notes", Default::default()).await.unwrap();
     let jobs = stream::iter(0..6_000).map(|n| {
         if n == 2_500 {
             proxy.hold();

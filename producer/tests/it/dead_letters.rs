@@ -10,7 +10,7 @@ use forebay_producer::{
     Reason, RedriveOptions,
 };
 use futures_util::{StreamExt, future};
-use lapin::options::BasicRejectOptions;
+use lapin::options::{BasicGetOptions, BasicRejectOptions};
 use tokio::sync::Notify;
 
 use crate::support::{
@@ -178,6 +178,21 @@ async fn looking_thirty_times_removes_nothing() {
         let listing = bench.letters.list(&notes(), &Filter::default(), 10).await.unwrap();
         assert_eq!((listing.letters.len(), listing.total), (3, 3), "look {look}");
     }
+}
+
+/// A look that dies with its connection counts as a delivery on every version, a nack on some.
+#[tokio::test]
+async fn thirty_looks_that_are_cut_short_remove_nothing() {
+    let bench = Bench::with(3).await;
+    for look in 1..=30 {
+        let cut_short = Plain::at(bench.broker.url()).await;
+        let options = BasicGetOptions::default();
+        let got = cut_short.channel.basic_get(bench.dead_queue().as_str().into(), options).await;
+        assert!(got.unwrap().is_some(), "look {look}");
+        cut_short.channel.close(200, "cut short".into()).await.unwrap();
+    }
+    eventually("three letters", async || bench.plain.count(&bench.dead_queue()).await == Some(3))
+        .await;
 }
 
 #[tokio::test]

@@ -1,6 +1,8 @@
 //! The producer on real RabbitMQ, and what it writes on the wire: one file a subject, one behaviour
 //! a test.
 
+#![expect(clippy::unwrap_used, reason = "a test may fail anywhere")]
+
 mod bulk;
 mod calls;
 mod dead_letters;

@@ -12,8 +12,8 @@ use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::support::{
-    PATIENCE, Plain, address, eventually, ids, note, own_broker, publish, publish_to, through,
-    within,
+    PATIENCE, Plain, address, eventually, ids, kill_and_revive, note, own_broker, publish,
+    publish_to, through, within,
 };
 
 fn within_secs(secs: u64) -> PublishOptions {
@@ -69,11 +69,7 @@ async fn publishes_wait_for_a_broker_that_was_killed_and_none_is_lost() {
     let (own, _place) = own_broker("").await;
     let broker = own.broker();
     let producer = Producer::new(&broker.config());
-    let restart = async {
-        own.kill().await;
-        own.revive().await;
-    };
-    let confirmed = publish_while(&producer, 500, 200, restart).await;
+    let confirmed = publish_while(&producer, 500, 200, kill_and_revive(&own)).await;
     assert_eq!(confirmed.len(), 500);
     assert_stored(&Plain::at(own.url()).await, &broker, &confirmed).await;
 }
@@ -85,8 +81,7 @@ async fn what_a_broker_had_confirmed_before_it_was_killed_is_still_there() {
     let producer = Producer::new(&broker.config());
     let jobs = stream::iter((0..2_000).map(note));
     assert_eq!(within("2,000 jobs", producer.publish_all(jobs)).await.unwrap(), 2_000);
-    own.kill().await;
-    own.revive().await;
+    kill_and_revive(&own).await;
     let queue = broker.config().topology().queue("notes");
     let stored = Plain::at(own.url()).await.drain(&queue).await;
     assert_eq!(ids(&stored).len(), 2_000);
@@ -159,6 +154,27 @@ async fn publishes_that_must_declare_end_by_their_deadline_too() {
     }
 }
 
+/// The path falls silent at some point of a declaration, not before it.
+#[tokio::test]
+async fn a_declaration_that_is_not_answered_ends_by_the_deadline() {
+    let broker = broker().await;
+    let proxy = Proxy::to(address(broker.url())).await;
+    for round in 0..6 {
+        let producer = Producer::new(&through(&proxy.url(), &broker.config()));
+        producer.publish(&note(0)).await.unwrap();
+        let hold = async {
+            tokio::time::sleep(Duration::from_millis(fastrand::u64(5..60))).await;
+            proxy.hold();
+        };
+        let options = within_secs(2).queue(format!("new-{round}")).delay(Duration::from_secs(100));
+        match within("a verdict", future::join(publish(&producer, 1, options), hold)).await.0 {
+            Ok(_) | Err(PublishError::Unconfirmed { .. }) => {}
+            Err(error) => panic!("{error}"),
+        }
+        proxy.pass();
+    }
+}
+
 #[tokio::test]
 async fn publishes_that_must_declare_wait_for_the_broker_like_any_other() {
     let broker = broker().await;
@@ -169,8 +185,8 @@ async fn publishes_that_must_declare_wait_for_the_broker_like_any_other() {
         publish(&producer, n, options.delay(Duration::from_millis(100)))
     });
     let cuts = async {
-        for _ in 0..10 {
-            tokio::time::sleep(Duration::from_millis(30)).await;
+        for _ in 0..15 {
+            tokio::time::sleep(Duration::from_millis(fastrand::u64(20..250))).await;
             proxy.cut();
         }
     };

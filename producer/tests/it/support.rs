@@ -11,8 +11,9 @@ use forebay_producer::{Config, Envelope, Job, Producer, PublishError, PublishOpt
 use futures_util::StreamExt;
 use lapin::message::Delivery;
 use lapin::options::{
-    BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeleteOptions,
-    QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions,
+    ConfirmSelectOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions,
+    QueueDeleteOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer};
@@ -96,6 +97,17 @@ pub(crate) async fn own_broker(settings: &str) -> (OwnBroker, SemaphorePermit<'s
     (broker_of_its_own(settings).await, place)
 }
 
+/// Kills a broker and starts it again.
+///
+/// RabbitMQ 4.3.6 writes the name of a new quorum queue to disk some seconds late; killed before
+/// that, it starts the queue anew and empty, whatever it had confirmed. So the names are written
+/// first.
+pub(crate) async fn kill_and_revive(own: &OwnBroker) {
+    own.ctl(&["eval", "[dets:sync(Table) || Table <- dets:all()]."]).await;
+    own.kill().await;
+    own.revive().await;
+}
+
 /// A plain AMQP client: what any program in any language may do.
 pub(crate) struct Plain {
     connection: Connection,
@@ -171,42 +183,63 @@ impl Plain {
 
     /// Takes the next `count` messages and removes them.
     pub(crate) async fn take(&self, queue: &str, count: usize) -> Vec<Delivery> {
-        let channel = self.connection.create_channel().await.expect("a channel");
-        let options = BasicConsumeOptions { no_ack: count == usize::MAX, ..Default::default() };
-        let qos = u16::try_from(count).unwrap_or(0);
-        channel.basic_qos(qos, Default::default()).await.expect("a limit");
-        let consumer =
-            channel.basic_consume(queue.into(), "".into(), options, FieldTable::default());
-        let mut consumer = consumer.await.expect("consumed");
         let mut taken = Vec::new();
-        let take = async {
-            while taken.len() < count {
-                let delivery = consumer.next().await.expect("the queue stays").expect("a delivery");
-                if delivery.properties.kind().as_ref().is_some_and(|kind| kind.as_str() == END) {
-                    break;
-                }
-                taken.push(delivery);
-            }
-        };
+        let take = self.take_while(queue, count.try_into().expect("a prefetch"), |delivery| {
+            taken.push(delivery);
+            taken.len() < count
+        });
         within(&format!("{count} messages in {queue}"), take).await;
-        if count != usize::MAX {
-            let all = lapin::options::BasicAckOptions { multiple: true };
-            channel.basic_ack(0, all).await.expect("acked");
-        }
-        channel.close(200, "taken".into()).await.expect("closed");
         taken
     }
 
     /// Takes everything that is in the queue now.
     pub(crate) async fn drain(&self, queue: &str) -> Vec<Delivery> {
-        // What comes before a marker was there before it: no need to wait for silence.
-        let marker = BasicProperties::default().with_type(END.into());
+        // What comes before a marker was there before it: no need to wait for silence. On 4.3 a
+        // higher priority comes first, so the marker has the lowest.
+        let marker = BasicProperties::default().with_type("end".into()).with_priority(0);
         self.publish("", queue, b"", marker).await;
-        self.take(queue, usize::MAX).await
+        let mut taken = Vec::new();
+        let take = self.take_while(queue, 1_000, |delivery| {
+            let end =
+                delivery.properties.kind().as_ref().is_some_and(|kind| kind.as_str() == "end");
+            if !end {
+                taken.push(delivery);
+            }
+            !end
+        });
+        within(&format!("the end of {queue}"), take).await;
+        taken
+    }
+
+    /// Consumes and acks until `wanted` says that there were enough.
+    async fn take_while(
+        &self,
+        queue: &str,
+        prefetch: u16,
+        mut wanted: impl FnMut(Delivery) -> bool,
+    ) {
+        let channel = self.connection.create_channel().await.expect("a channel");
+        channel.basic_qos(prefetch, BasicQosOptions::default()).await.expect("a limit");
+        let options = BasicConsumeOptions::default();
+        let consumer =
+            channel.basic_consume(queue.into(), "".into(), options, FieldTable::default());
+        let mut consumer = consumer.await.expect("consumed");
+        loop {
+            let delivery = consumer.next().await.expect("the queue stays").expect("a delivery");
+            let tag = delivery.delivery_tag;
+            let more = wanted(delivery);
+            if !more || tag % 100 == 0 || prefetch < 100 {
+                let up_to_here = BasicAckOptions { multiple: true };
+                channel.basic_ack(tag, up_to_here).await.expect("acked");
+            }
+            if !more {
+                break;
+            }
+        }
+        // What was delivered beyond goes back.
+        channel.close(200, "taken".into()).await.expect("closed");
     }
 }
-
-const END: &str = "end";
 
 /// Reads a delivery by the wire contract.
 pub(crate) fn read(delivery: &Delivery) -> Envelope {

@@ -128,6 +128,9 @@ impl Globals {
         }
         let declare = self.declare.or(manifest.broker.declare).unwrap_or_default();
         let strict = self.strict_topology.or(manifest.broker.strict_topology).unwrap_or(false);
+        for queue in manifest.queue_names() {
+            config = config.queue_type(&queue, manifest.queue_type(&queue));
+        }
         let config = config
             .declare(declare.into())
             .strict_topology(strict)

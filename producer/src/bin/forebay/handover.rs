@@ -1,4 +1,4 @@
-//! `forebay run`, `bench` and `gateway`: other programs, found beside this one or on PATH.
+//! `forebay run`: another program, found beside this one or on PATH.
 //! In: the arguments, before anybody parses them. Out: this process becomes the other program.
 
 use std::convert::Infallible;
@@ -20,7 +20,7 @@ use crate::globals::Globals;
     after_help = "\
 Examples:
   forebay run
-  forebay run --config jobs.toml --listen 127.0.0.1:9464
+  forebay run --config jobs.toml --check
   forebay run --help
 
 All arguments go to forebay-run, which `cargo install forebay-handlers` installs."
@@ -30,39 +30,7 @@ pub(crate) struct Run {
     rest: Rest,
 }
 
-/// Measure how many jobs per second this broker and machine do (forebay-run)
-#[derive(Args)]
-#[command(
-    disable_help_flag = true,
-    after_help = "\
-Examples:
-  forebay bench
-  forebay bench --help
-
-All arguments go to forebay-run bench, which `cargo install forebay-handlers` installs."
-)]
-pub(crate) struct Bench {
-    #[command(flatten)]
-    rest: Rest,
-}
-
-/// Connect browsers: events in and out over Socket.IO, WebSocket and SSE (forebay-gateway)
-#[derive(Args)]
-#[command(
-    disable_help_flag = true,
-    after_help = "\
-Examples:
-  forebay gateway
-  forebay gateway --help
-
-All arguments go to forebay-gateway, which `cargo install forebay-gateway` installs."
-)]
-pub(crate) struct Gateway {
-    #[command(flatten)]
-    rest: Rest,
-}
-
-/// For the help only: these verbs are handed over before anything is parsed.
+/// For the help only: the verb is handed over before anything is parsed.
 #[derive(Args)]
 struct Rest {
     /// Go to the other program unchanged
@@ -100,14 +68,12 @@ pub(crate) fn asked(command_line: impl IntoIterator<Item = OsString>) -> Option<
     let peek = Peek::try_parse_from(command_line).ok()?;
     let Verb::Any(words) = peek.verb?;
     let (verb, rest) = words.split_first()?;
-    let (program, package, first) = match verb.to_str()? {
-        "run" => ("forebay-run", "forebay-handlers", None),
-        "bench" => ("forebay-run", "forebay-handlers", Some("bench")),
-        "gateway" => ("forebay-gateway", "forebay-gateway", None),
+    let (program, package) = match verb.to_str()? {
+        "run" => ("forebay-run", "forebay-handlers"),
         _ => return None,
     };
     let globals = &peek.globals;
-    let mut arguments: Vec<OsString> = first.map(OsString::from).into_iter().collect();
+    let mut arguments: Vec<OsString> = Vec::new();
     if let Some(file) = globals.config.clone() {
         arguments.extend([OsString::from("--config"), file.into()]);
     }
@@ -147,7 +113,7 @@ pub(crate) fn run(asked: &Handover) -> anyhow::Result<Infallible> {
 
 /// The verb came where only the full parser sees it.
 pub(crate) fn not_understood() -> anyhow::Error {
-    Stop::Usage("put run, bench or gateway directly behind the global options".to_owned()).into()
+    Stop::Usage("put `run` directly behind the global options".to_owned()).into()
 }
 
 fn beside_us(program: &str) -> Option<PathBuf> {
@@ -187,8 +153,8 @@ mod tests {
 
     #[test]
     fn flags_before_the_verb_are_passed_on_too() {
-        let asked = ask("forebay --config f.toml --url amqp://a --namespace n bench 5").unwrap();
-        assert_eq!(asked.arguments, ["bench", "--config", "f.toml", "5"].map(OsString::from));
+        let asked = ask("forebay --config f.toml --url amqp://a --namespace n run 5").unwrap();
+        assert_eq!(asked.arguments, ["--config", "f.toml", "5"].map(OsString::from));
         assert!(asked.environment.contains(&("AMQP_URL", "amqp://a".into())));
         assert!(asked.environment.contains(&("FOREBAY_NAMESPACE", "n".into())));
     }

@@ -61,12 +61,10 @@ enum Verb {
     Dead(dead::Dead),
     Topology(topology::Topology),
     Run(handover::Run),
-    Bench(handover::Bench),
-    Gateway(handover::Gateway),
 }
 
 fn main() -> ExitCode {
-    // Before everything else: what follows `run`, `bench` or `gateway` is not ours to parse.
+    // Before everything else: what follows `run` is not ours to parse.
     if let Some(asked) = handover::asked(std::env::args_os()) {
         return exit::code(handover::run(&asked).map(|never| match never {}));
     }
@@ -83,6 +81,6 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Verb::Queues(verb) => queues::run(&verb, &session).await,
         Verb::Dead(verb) => dead::run(verb, &session).await,
         Verb::Topology(verb) => topology::run(&verb, &session).await,
-        Verb::Run(_) | Verb::Bench(_) | Verb::Gateway(_) => Err(handover::not_understood()),
+        Verb::Run(_) => Err(handover::not_understood()),
     }
 }

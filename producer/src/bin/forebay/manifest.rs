@@ -61,9 +61,12 @@ impl Manifest {
         }
     }
 
-    /// The names of all queues: those with a table, and those that functions wait on.
+    /// The names of all queues: those with a table, and those that functions wait on, which is
+    /// `default` unless they say otherwise.
     pub(crate) fn queue_names(&self) -> Vec<String> {
-        let functions = self.functions.values().filter_map(|function| function.queue.clone());
+        let waits_on =
+            |function: &Function| function.queue.as_deref().unwrap_or("default").to_owned();
+        let functions = self.functions.values().map(waits_on);
         let mut names: Vec<_> = self.queues.keys().cloned().chain(functions).collect();
         names.sort();
         names.dedup();
@@ -126,7 +129,7 @@ mod tests {
     #[test]
     fn what_the_command_line_needs_is_read_and_the_rest_is_not_looked_at() {
         let manifest = parse(MANIFEST).unwrap();
-        assert_eq!(manifest.queue_names(), ["mail", "reports", "thumbs"]);
+        assert_eq!(manifest.queue_names(), ["default", "mail", "reports", "thumbs"]);
         assert_eq!(manifest.queue_of("email.send"), Some("mail"));
         assert_eq!(manifest.queue_of("file.digest"), None);
         assert_eq!(manifest.queue_type("thumbs"), QueueType::Classic);

@@ -1,0 +1,10 @@
+//! `forebay-run` on real RabbitMQ: one file a subject, one behaviour a test.
+
+#![expect(clippy::unwrap_used, reason = "a test may fail anywhere")]
+
+mod check;
+mod digest;
+mod exec;
+mod http;
+mod shutdown;
+mod support;

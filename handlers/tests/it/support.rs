@@ -1,0 +1,216 @@
+//! What every test here needs: a manifest in a folder of its own, a namespace, `forebay-run`, and
+//! waiting for what happens instead of sleeping.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use forebay_producer::testing::{Broker, broker};
+use forebay_producer::{
+    CallError, DeadLetter, DeadLetters, Filter, Job, Pile, Producer, PublishOptions,
+};
+use rustix::process::{Pid, Signal, kill_process};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::time;
+
+/// Longest that anything here may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The kind that every manifest here has.
+pub(crate) const KIND: &str = "test.run";
+
+/// A job whose payload is any JSON.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+struct Any(Value);
+
+impl Job for Any {
+    const KIND: &'static str = KIND;
+}
+
+/// A manifest in a folder and a namespace on the broker.
+pub(crate) struct Site {
+    pub(crate) folder: TempDir,
+    pub(crate) broker: Broker,
+    pub(crate) producer: Producer,
+}
+
+/// A `forebay-run` that is running.
+pub(crate) struct Run {
+    child: Child,
+    pub(crate) pid: Pid,
+    log: Arc<Mutex<Vec<Value>>>,
+}
+
+impl Site {
+    pub(crate) async fn new(manifest: &str) -> Self {
+        let broker = broker().await;
+        let producer = Producer::new(&broker.config());
+        let folder = TempDir::new().unwrap();
+        fs::write(folder.path().join("forebay.toml"), manifest).unwrap();
+        Self { folder, broker, producer }
+    }
+
+    /// A site whose only function is `test.run`, with these lines.
+    pub(crate) async fn with(function: &str) -> Self {
+        Self::new(&format!("[functions.\"{KIND}\"]\n{function}\n")).await
+    }
+
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub(crate) fn write(&self, name: &str, text: &str) {
+        fs::write(self.file(name), text).unwrap();
+    }
+
+    /// Waits until a file is there with at least one whole line, and returns it.
+    pub(crate) async fn appeared(&self, name: &str) -> String {
+        let mut text = String::new();
+        eventually(&format!("{name} is written"), async || {
+            text = fs::read_to_string(self.file(name)).unwrap_or_default();
+            text.ends_with('\n')
+        })
+        .await;
+        text
+    }
+
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_forebay-run"));
+        command
+            .args(arguments)
+            .current_dir(self.folder.path())
+            .env("AMQP_URL", self.broker.url())
+            .env("FOREBAY_NAMESPACE", self.broker.namespace())
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        command
+    }
+
+    /// Starts `forebay-run` and waits until it consumes.
+    pub(crate) async fn run(&self) -> Run {
+        let run = Run::start(self.command(&[]));
+        run.logged("it consumes", |line| line["message"] == "consuming").await;
+        run
+    }
+
+    pub(crate) async fn publish(&self, payload: Value) -> String {
+        let payload = payload.to_string();
+        self.producer.publish_raw(KIND, payload, PublishOptions::new()).await.unwrap().id
+    }
+
+    /// Publishes a job and waits for its result.
+    pub(crate) async fn call(&self, payload: Value) -> Result<Value, CallError> {
+        self.producer.call(&Any(payload), PATIENCE).await
+    }
+
+    /// Waits for the one dead letter of the default queue.
+    pub(crate) async fn dead(&self) -> DeadLetter {
+        let letters = DeadLetters::new(&self.broker.config());
+        let pile = Pile::Queue("default".to_owned());
+        let mut found = Vec::new();
+        eventually("there is a dead letter", async || {
+            let listing = letters.list(&pile, &Filter::default(), 100).await;
+            found = listing.map(|listing| listing.letters).unwrap_or_default();
+            !found.is_empty()
+        })
+        .await;
+        letters.close().await;
+        assert_eq!(found.len(), 1, "{found:#?}");
+        found.remove(0)
+    }
+}
+
+/// The message of a dead letter's last failure.
+pub(crate) fn last_words(letter: &DeadLetter) -> &str {
+    letter.envelope.failures.last().map_or("", |failure| failure.message.as_str())
+}
+
+impl Run {
+    pub(crate) fn start(mut command: Command) -> Self {
+        let mut child = command.spawn().unwrap();
+        let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())).unwrap();
+        let log = Arc::<Mutex<Vec<Value>>>::default();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let kept = Arc::clone(&log);
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                let line = serde_json::from_str(&line).unwrap_or(Value::String(line));
+                kept.lock().unwrap().push(line);
+            }
+        });
+        Self { child, pid, log }
+    }
+
+    pub(crate) fn log(&self) -> Vec<Value> {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// Waits for a line of its log.
+    pub(crate) async fn logged(&self, what: &str, so: impl Fn(&Value) -> bool) -> Value {
+        let mut found = None;
+        let ask = async {
+            loop {
+                found = self.log().into_iter().find(&so);
+                if found.is_some() {
+                    break;
+                }
+                time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let asked = time::timeout(PATIENCE, ask).await;
+        assert!(asked.is_ok(), "not logged: {what}\n{:#?}", self.log());
+        found.unwrap()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(self.pid, signal).unwrap();
+    }
+
+    /// Waits for its end; how it ended and its standard output.
+    pub(crate) async fn ended(mut self) -> (ExitStatus, String) {
+        let mut stdout = self.child.stdout.take().unwrap();
+        let mut text = String::new();
+        let status = time::timeout(PATIENCE, async {
+            stdout.read_to_string(&mut text).await.unwrap();
+            self.child.wait().await.unwrap()
+        });
+        match status.await {
+            Ok(status) => (status, text),
+            Err(_) => panic!("it does not end\n{:#?}", self.log()),
+        }
+    }
+
+    /// Ends it in good order.
+    pub(crate) async fn drain(self) -> String {
+        self.signal(Signal::TERM);
+        let (status, summary) = self.ended().await;
+        assert_eq!(status.code(), Some(0), "{summary}");
+        summary
+    }
+}
+
+/// Whether a process is there and no zombie.
+pub(crate) fn alive(pid: &str) -> bool {
+    let status = fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
+    status.is_ok_and(|status| !status.contains(") Z "))
+}
+
+/// Asks again until it is so. For facts that nobody announces.
+pub(crate) async fn eventually(what: &str, mut so: impl AsyncFnMut() -> bool) {
+    let ask = async {
+        while !so().await {
+            time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    assert!(time::timeout(PATIENCE, ask).await.is_ok(), "not within {PATIENCE:?}: {what}");
+}
