@@ -61,15 +61,15 @@ main() {
     prepare_broker "$wanted"
     start_broker
     line broker "$broker_is"
+    find_files
+    start_receiver
+    write_manifest
     build
     wait_for_broker
     declared=1
     line namespace "$FOREBAY_NAMESPACE"
 
     title "Before there is a worker"
-    find_files
-    start_receiver
-    write_manifest
     publish_too_early
     start_worker
 
@@ -114,6 +114,8 @@ build() {
     forebay_run=$(built forebay-run)
 }
 
+forebay() { "$forebay" --config "$tmp/forebay.toml" "$@"; }
+
 # Where cargo put a program: its configuration may say elsewhere than target/release.
 built() { sed -n 's#.*"executable":"\([^"]*/'"$1"'\)".*#\1#p' "$tmp/build.json"; }
 
@@ -153,13 +155,13 @@ numbered() { awk -v name="$1" -v n="$2" 'BEGIN { for (i = 1; i <= n; i++) printf
 
 # publish KIND ARGUMENTS FOR forebay publish...: ends when all is confirmed.
 publish() {
-    ("$forebay" publish "$@" --output json >"$(mktemp "$tmp/published/XXXXXX")" 2>>"$tmp/publish.log") ||
+    forebay publish "$@" --output json >"$(mktemp "$tmp/published/XXXXXX")" 2>>"$tmp/publish.log" ||
         remark "not all jobs of $1 were published: $(tail -n 1 "$tmp/publish.log")"
 }
 
 # publish_beside KIND ARGUMENTS...: the same, while other things go on.
 publish_beside() {
-    "$forebay" publish "$@" --output json >"$(mktemp "$tmp/published/XXXXXX")" 2>>"$tmp/publish.log" </dev/null &
+    "$forebay" --config "$tmp/forebay.toml" publish "$@" --output json >"$(mktemp "$tmp/published/XXXXXX")" 2>>"$tmp/publish.log" </dev/null &
     publishers="$publishers $!"
 }
 
@@ -328,21 +330,21 @@ summarize() {
 
     title "Is anything lost?"
     published=$(cat "$tmp"/published/* | sum published)
-    done=$(awk '$1 == "-" { print $2 }' "$tmp/tally")
-    again=$(awk '$1 == "-" { print $5 }' "$tmp/tally")
-    dead=$("$forebay" dead ls --limit 65535 --output json | sum total)
-    waiting=$("$forebay" queues --output json | sum ready total unrouted)
+    done=$(tallied - 2)
+    again=$(tallied - 5)
+    dead=$(forebay dead ls --limit 65535 --output json | sum total)
+    waiting=$(forebay queues --output json | sum ready total unrouted)
     balance "published, each confirmed by the broker" "$published"
     balance "done, by job id in the worker's log" "$done"
     balance "dead letters on the broker" "$dead"
     balance "waiting or delayed on the broker" "$waiting"
     verdict "$(same "$published" $((done + dead + waiting)))" \
         "$(commas "$published") = $(commas "$done") + $(commas "$dead") + $(commas "$waiting"): every job is accounted for"
-    done=$(awk '$1 == "text.count" { print $2 }' "$tmp/tally")
+    done=$(tallied text.count 2)
     taken=$(find "$tmp/results" -name '*.json' | wc -l | tr -d ' ')
     verdict "$(same "$taken" "$done")" "text.count has left $taken results, one for each of its $done jobs done"
     if [ "$receiver" ]; then
-        done=$(awk '$1 == "order.notify" { print $2 }' "$tmp/tally")
+        done=$(tallied order.notify 2)
         taken=$(sed -n 's/^200 //p' "$tmp/answers" | sort -u | wc -l | tr -d ' ')
         verdict "$(same "$taken" "$done")" "the web server has taken $taken orders, one for each of $done jobs done"
     fi
@@ -351,12 +353,15 @@ summarize() {
     fi
 }
 
+# tallied KIND FIELD
+tallied() { awk -v kind="$1" -v field="$2" '$1 == kind { n = $field } END { print n + 0 }' "$tmp/tally"; }
+
 # How many letters of the expected reason each kind has, counted by the broker's own queues.
 count_letters() {
     local kind reason
     awk '$4 > 0 { print $2, $5 }' "$tmp/plan" | while read -r kind reason; do
         printf '%s %s\n' "$kind" \
-            "$("$forebay" dead ls --kind "$kind" --reason "$reason" --limit 65535 --output json | sum matching)"
+            "$(forebay dead ls --kind "$kind" --reason "$reason" --limit 65535 --output json | sum matching)"
     done
 }
 
@@ -400,7 +405,7 @@ leave_running() {
 
   forebay queues --watch
   forebay dead ls
-  forebay dead show $("$forebay" dead ls --kind mail.send --output json | first_id)
+  forebay dead show $(forebay dead ls --kind mail.send --output json | first_id)
   forebay dead redrive --kind mail.send            # and they fail three times more
   forebay publish ticket.print '{"ticket": 99}' --delay 5s
   find $files -type f | forebay publish file.digest --lines

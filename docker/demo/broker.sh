@@ -156,7 +156,7 @@ wait_for_broker() {
     local most=90 deadline answer
     [ "$broker" != given ] || most=10
     deadline=$((SECONDS + most))
-    until answer=$("$forebay" queues --queue files --timeout 3s 2>&1); do
+    until answer=$(forebay queues --queue files --timeout 3s 2>&1); do
         if [ $SECONDS -ge $deadline ]; then
             broker_said
             die "the broker does not take us after ${most}s: $answer" "$(broker_remedy)"

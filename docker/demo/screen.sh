@@ -64,8 +64,8 @@ watch() {
 
 # take_stock: asks the broker what waits, and the worker's log what is done.
 take_stock() {
-    "$forebay" queues --output json >"$tmp/queues.new" 2>/dev/null && mv "$tmp/queues.new" "$tmp/queues"
-    LC_ALL=C awk -v start="$start" -f docker/demo/tally.awk "$tmp/worker.log" >"$tmp/tally"
+    forebay queues --output json >"$tmp/queues.new" 2>/dev/null && mv "$tmp/queues.new" "$tmp/queues"
+    LC_ALL=C awk -v start="$start" -f docker/demo/tally.awk "$tmp"/worker-*.log >"$tmp/tally"
 }
 
 draw() {

@@ -1,7 +1,7 @@
 # What became of the jobs, by the worker's log: who is done and who is dead, counted by job id.
 # In:  lines of JSON as forebay-run logs them with forebay_worker::telemetry=debug;
 #      `start`, seconds since midnight UTC.
-# Out: for each kind, and in the end for all (`-`):
+# Out: for each kind, and at the end for all (`-`):
 #      kind, jobs done, dead, runs that will be retried, runs of jobs that were done before,
 #      seconds from `start` to the last job done
 

@@ -9,15 +9,15 @@ use clap::{ArgAction, Parser, ValueEnum};
 use forebay_handlers::app::Overrides;
 use forebay_worker::Declare;
 
-/// What is logged unless asked otherwise. lapin logs its own errors, which we report better.
-pub(crate) const LOG: &str = "info,lapin=off";
+/// What is logged unless asked otherwise. The two that are off log errors that they return to us.
+pub(crate) const LOG: &str = "info,lapin=off,rustls_platform_verifier=off";
 
 const EXAMPLES: &str = "\
 Examples:
   forebay-run                              work as ./forebay.toml says
   forebay-run --check                      look whether it would work, and change nothing
   forebay-run -c /etc/shop.toml -q mail    consume queue `mail` only
-  forebay-run --log debug,lapin=off        tell more
+  forebay-run --log forebay_worker=debug   tell more
 
 Signals:
   TERM, INT   finish the running jobs (within `grace`), then end; a second one ends at once
@@ -80,9 +80,7 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Declares {
-    /// What is missing.
     Auto,
-    /// Nothing.
     Never,
 }
 

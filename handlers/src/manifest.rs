@@ -7,8 +7,7 @@
 //! texts with a unit (`"500ms"`, `"30s"`, `"1h30m"`), sizes too (`"500kB"`, `"10MB"`, `"16MiB"`).
 //! Paths are relative to the folder that the file is in.
 //!
-//! ```
-//! # let reference = r##"
+//! ```toml
 //! [broker]                        # flags > AMQP_URL and FOREBAY_* > this section
 //! url = "amqp://127.0.0.1/%2f"    # several hosts: "amqp://a,b:5673/vhost". Keep passwords out of
 //!                                 # this file: AMQP_URL comes before it
@@ -50,9 +49,6 @@
 //! [functions."file.digest"]
 //! use = "file.digest"             # built in; see `digest`
 //! roots = ["/srv/files"]          # the only folders a job may name files in
-//! # "##;
-//! # let manifest = forebay_handlers::Manifest::parse(reference, "/etc/forebay.toml").unwrap();
-//! # assert_eq!((manifest.functions.len(), manifest.queues.len()), (3, 1));
 //! ```
 //!
 //! `exec`, `http` and `digest` are described at [`Exec`](crate::Exec), [`Http`](crate::Http) and
@@ -410,6 +406,15 @@ roots = ["files", "/srv"]
 
     fn whole() -> Manifest {
         Manifest::parse(WHOLE, "/etc/shop/forebay.toml").unwrap()
+    }
+
+    #[test]
+    fn the_documented_file_is_read() {
+        let (_, rest) = include_str!("manifest.rs").split_once("//! ```toml\n").unwrap();
+        let (text, _) = rest.split_once("//! ```\n").unwrap();
+        let text: String = text.lines().map(|line| line[3..].to_owned() + "\n").collect();
+        let manifest = Manifest::parse(&text, "/etc/forebay.toml").unwrap();
+        assert_eq!((manifest.functions.len(), manifest.queues.len()), (3, 1));
     }
 
     #[test]

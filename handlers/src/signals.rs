@@ -30,9 +30,9 @@ impl Signals {
         })
     }
 
-    /// Obeys until jobs had to be cut short: by a second signal, or because the grace period is
-    /// over. Ends for no other reason.
-    pub(crate) async fn obey(mut self, controls: Controls, grace: Option<Duration>) {
+    /// Obeys until jobs have to be cut short, by a second signal or because the grace period is
+    /// over, and says whether any were.
+    pub(crate) async fn obey(mut self, controls: Controls, grace: Option<Duration>) -> bool {
         let signal = self.next(&controls).await;
         info!(signal, running = controls.running().len(), "draining; another signal ends at once");
         list(&controls);
@@ -41,12 +41,15 @@ impl Signals {
         tokio::select! {
             // Cancel-safe: a signal that has come is seen by the next call.
             signal = self.next(&controls) => {
-                warn!(signal, running = controls.running().len(), "ending at once");
+                let running = controls.running().len();
+                warn!(signal, running, "ending at once");
                 list(&controls);
                 controls.force();
+                // Shells and supervisors like to send the same signal twice.
+                running > 0
             }
             // Cancel-safe, a clock. The worker ends sooner unless something still runs.
-            () = sleep_until(end) => {}
+            () = sleep_until(end) => true,
         }
     }
 
@@ -64,9 +67,9 @@ impl Signals {
 }
 
 /// Whether jobs were cut short; to be asked when the worker has ended.
-pub(crate) async fn was_cut_short(obey: JoinHandle<()>) -> bool {
+pub(crate) async fn was_cut_short(obey: JoinHandle<bool>) -> bool {
     obey.abort();
-    obey.await.is_ok()
+    obey.await.unwrap_or(false)
 }
 
 /// One line for every queue and every running job.

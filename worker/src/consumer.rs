@@ -25,6 +25,7 @@ use crate::error::RunError;
 use crate::generation::Generation;
 use crate::intake::Intake;
 use crate::settle;
+use crate::telemetry::Counts;
 
 const ANSWER: Duration = Duration::from_secs(10);
 /// How often a consumer without a connection says why.
@@ -224,13 +225,13 @@ impl<S: Send + Sync + 'static> Consumer<S> {
             }
             End::Drained => {
                 self.report(false, Some("draining".to_owned()));
-                wind_down(life).await;
+                wind_down(life, &self.intake.counts).await;
                 Event::Stop
             }
             End::Paused => {
                 self.report(false, Some("paused".to_owned()));
                 info!(queue = self.intake.queue, "paused");
-                wind_down(life).await;
+                wind_down(life, &self.intake.counts).await;
                 Event::Begin
             }
         }
@@ -292,7 +293,7 @@ enum Refusal {
 
 /// Cancel, give back what was not started, wait for what runs, flush, close; in this order. A
 /// message given back to a queue that we still consume would come straight back.
-async fn wind_down(life: Life) {
+async fn wind_down(life: Life, counts: &Counts) {
     let Life { generation, mut stream, acks } = life;
     let cancel = generation.channel.basic_cancel(stream.tag(), BasicCancelOptions::default());
     let cancelled = matches!(time::timeout(ANSWER, cancel).await, Ok(Ok(())));
@@ -300,6 +301,7 @@ async fn wind_down(life: Life) {
     // What was delivered before the cancel is still in the stream, which ends after it.
     while cancelled && let Ok(Some(Ok(delivery))) = time::timeout(FLUSH, stream.next()).await {
         settle::give_back(&generation, delivery.delivery_tag);
+        counts.unseen();
     }
     generation.jobs.close();
     generation.jobs.wait().await;

@@ -73,6 +73,11 @@ impl Counts {
         }
     }
 
+    /// Counts a delivery that was given back without being looked at.
+    pub(crate) fn unseen(&self) {
+        self.given_back.fetch_add(1, Ordering::Relaxed);
+    }
+
     fn count(&self, verdict: &Verdict) {
         let count = match verdict {
             Verdict::Ack(_) => &self.succeeded,

@@ -10,7 +10,7 @@ use forebay_worker::{
 };
 use lapin::options::QueueDeleteOptions;
 
-use crate::support::{Bench, Notes, Work, eventually, note, raw_channel, work};
+use crate::support::{Bench, Notes, Work, eventually, eventually_within, note, raw_channel, work};
 
 async fn noting(job: Work, cx: Context<Notes>) -> JobResult {
     note(cx.state(), &job, &cx);
@@ -125,7 +125,8 @@ async fn a_job_longer_than_the_brokers_consumer_timeout_comes_again_and_the_cons
     let mut bench = Bench::on(own.broker(), worker);
     bench.producer.publish(&work(1)).await.unwrap();
     bench.producer.publish(&work(2)).await.unwrap();
-    eventually("both were done, one of them at the second try", async || {
+    let patience = Duration::from_secs(240);
+    eventually_within(patience, "both were done, one of them at the second try", async || {
         bench.controls.summary().succeeded >= 2
     })
     .await;

@@ -186,14 +186,23 @@ pub(crate) async fn dead_of(config: &Config, queue: &str, count: usize) -> Vec<D
 }
 
 /// Asks again until it is so. For facts that the broker does not announce.
-pub(crate) async fn eventually(what: &str, mut so: impl AsyncFnMut() -> bool) {
+pub(crate) async fn eventually(what: &str, so: impl AsyncFnMut() -> bool) {
+    eventually_within(PATIENCE, what, so).await;
+}
+
+/// As [`eventually`], for what takes longer than anything else.
+pub(crate) async fn eventually_within(
+    patience: Duration,
+    what: &str,
+    mut so: impl AsyncFnMut() -> bool,
+) {
     let ask = async {
         while !so().await {
             time::sleep(Duration::from_millis(50)).await;
         }
     };
-    if time::timeout(PATIENCE, ask).await.is_err() {
-        panic!("not within {PATIENCE:?}: {what}");
+    if time::timeout(patience, ask).await.is_err() {
+        panic!("not within {patience:?}: {what}");
     }
 }
 
