@@ -262,7 +262,7 @@ fn variable(variable: &'static str, value: String, allowed: &'static str) -> Con
 }
 
 /// The moment after so long; half an age for what nobody can count ("for ever").
-pub(crate) fn after(wait: Duration) -> Instant {
+pub fn after(wait: Duration) -> Instant {
     let now = Instant::now();
     now.checked_add(wait).unwrap_or_else(|| now + Duration::from_secs(30 * 365 * 86_400))
 }

@@ -6,6 +6,8 @@
 mod call;
 mod config;
 mod error;
+/// The AMQP side, for `forebay-worker` and for those who need a raw channel: lapin types stand in
+/// its signatures, and any release may change it.
 pub mod link;
 mod options;
 mod producer;

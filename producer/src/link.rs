@@ -10,3 +10,5 @@ pub(crate) mod io;
 pub mod publisher;
 pub mod transition;
 pub(crate) mod window;
+
+pub use crate::config::after;

@@ -176,6 +176,11 @@ impl PublishOptions {
     }
 }
 
+/// Returns are told apart by id: one that is cut on the wire would not be found again.
+pub(crate) fn check_id(id: &str) -> Result<(), PublishError> {
+    checked("id", id.to_owned()).map(|_| ())
+}
+
 fn checked(option: &'static str, value: String) -> Result<String, PublishError> {
     let why = if value.is_empty() {
         "it is empty".to_owned()

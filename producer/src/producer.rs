@@ -15,11 +15,11 @@ use crate::link::declare::Declarer;
 use crate::link::fault::Fault;
 use crate::link::publisher::{Answer, NoAnswer, Publisher};
 use crate::link::window::Message;
-use crate::options::PublishOptions;
+use crate::options::{PublishOptions, check_id};
 use crate::wire::delay::Delay;
 use crate::wire::envelope::Envelope;
 use crate::wire::job::Job;
-use crate::wire::topology::{QueueType, Topology};
+use crate::wire::topology::{QueueType, Topology, check_queue_name};
 
 /// Properties and headers together stay below half a frame: a larger header frame makes the broker
 /// close the whole connection.
@@ -199,6 +199,8 @@ impl Producer {
         destination: Destination,
         deadline: Instant,
     ) -> Result<(), PublishError> {
+        check_queue_name(&envelope.queue)?;
+        check_id(&envelope.id)?;
         self.check_size(envelope)?;
         if let Destination::Later(delay) = destination {
             self.prepare(envelope, Some(delay), deadline).await?;

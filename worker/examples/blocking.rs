@@ -16,6 +16,7 @@ impl Job for CountPrimes {
     const KIND: &'static str = "primes.count";
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "handlers own their job and context")]
 fn count_primes(job: CountPrimes, cx: Context<()>) -> JobResult<usize> {
     let mut found: Vec<u32> = Vec::new();
     for n in 2..job.below {

@@ -105,11 +105,9 @@ impl QueueOptions {
         self.prefetch.unwrap_or(1)
     }
 
-    /// Fills in the prefetch: as large as usual, unless the last of a full window could then wait
-    /// longer than `rounds` runs of the slowest handler.
-    fn settle_prefetch(&mut self, rounds: usize) {
-        let usual = (2 * self.concurrency).clamp(16, MOST_PREFETCH);
-        let fitting = self.concurrency.saturating_mul(rounds.max(1));
+    /// Fills in the prefetch: as large as usual, unless no more than `fitting` can be done in time.
+    fn settle_prefetch(&mut self, fitting: usize) {
+        let usual = self.concurrency.saturating_mul(2).clamp(16, MOST_PREFETCH);
         let window = u16::try_from(usual.min(fitting)).unwrap_or(u16::MAX).max(1);
         self.prefetch.get_or_insert(window);
     }
@@ -284,15 +282,22 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
 
     fn settle_prefetch(&mut self) {
         for (queue, options) in &mut self.queues {
+            let most = self.consumer_timeout.as_secs_f64() * MOST_OF_TIMEOUT;
             let handlers = self.registry.iter().filter(|handler| &handler.queue == queue);
-            let slowest = handlers.map(|handler| handler.options.timeout).max();
-            let most = self.consumer_timeout.mul_f64(MOST_OF_TIMEOUT).as_secs_f64();
-            let rounds = slowest.map_or(f64::MAX, |slowest| most / slowest.as_secs_f64());
-            options.settle_prefetch(rounds as usize);
+            let fitting = handlers.map(|handler| {
+                let rounds = (most / handler.options.timeout.as_secs_f64()) as usize;
+                at_once(&handler.options, options).saturating_mul(rounds.max(1))
+            });
+            let paced = options.rate.map(|rate| (rate * most) as usize);
+            let fitting = fitting.chain(paced).min().unwrap_or(usize::MAX);
+            options.settle_prefetch(fitting);
         }
     }
 
     fn check(&mut self) {
+        if self.name.as_ref().is_some_and(|name| name.is_empty() || name.len() > 200) {
+            self.faults.push("the worker's name must have 1 to 200 bytes".to_owned());
+        }
         if self.queues.is_empty() {
             self.faults.push("no queue to consume; add `.queue(\"default\", …)`".to_owned());
         }
@@ -313,7 +318,7 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
                 )),
                 Some(options) => {
                     faults.extend(
-                        too_slow(handler.options.timeout, options, self.consumer_timeout)
+                        too_slow(&handler.options, options, self.consumer_timeout)
                             .map(|fault| format!("the handler of `{kind}` {fault}")),
                     );
                 }
@@ -334,8 +339,8 @@ impl QueueOptions {
             (self.concurrency > most, "concurrency is beyond what a machine can do"),
             (self.prefetch == Some(0), "prefetch 0 means without bound; use at least 1"),
             (
-                self.rate.is_some_and(|rate| !(rate.is_finite() && rate > 0.0)),
-                "the rate must be above 0 jobs per second",
+                self.rate.is_some_and(|rate| !(rate.is_finite() && rate >= 1e-6)),
+                "the rate must be at least 0.000001 jobs per second",
             ),
             (self.max_crashes == 0, "max_crashes 0; use at least 1"),
         ]
@@ -346,10 +351,11 @@ impl QueueOptions {
 
 /// The last of a full prefetch window must be done before the broker takes it back; it counts from
 /// delivery (RabbitMQ docs, "Consumers", acknowledgement timeout).
-fn too_slow(timeout: Duration, queue: &QueueOptions, broker: Duration) -> Option<String> {
-    let rounds = usize::from(queue.window()).div_ceil(queue.concurrency.max(1));
+fn too_slow(handler: &HandlerOptions, queue: &QueueOptions, broker: Duration) -> Option<String> {
+    let timeout = handler.timeout;
+    let rounds = usize::from(queue.window()).div_ceil(at_once(handler, queue));
     let worst = timeout.saturating_mul(u32::try_from(rounds).unwrap_or(u32::MAX));
-    let most = broker.mul_f64(MOST_OF_TIMEOUT);
+    let most = give_back_after(broker);
     let show = |time: Duration| humantime::format_duration(Duration::from_secs(time.as_secs()));
     (worst > most).then(|| {
         format!(
@@ -362,6 +368,17 @@ fn too_slow(timeout: Duration, queue: &QueueOptions, broker: Duration) -> Option
             show(broker)
         )
     })
+}
+
+/// How long after its delivery a job is given back rather than taken back by the broker.
+pub(crate) fn give_back_after(consumer_timeout: Duration) -> Duration {
+    Duration::try_from_secs_f64(consumer_timeout.as_secs_f64() * MOST_OF_TIMEOUT)
+        .unwrap_or(consumer_timeout)
+}
+
+/// How many jobs of a handler run side by side.
+fn at_once(handler: &HandlerOptions, queue: &QueueOptions) -> usize {
+    handler.concurrency.unwrap_or(usize::MAX).min(queue.concurrency).max(1)
 }
 
 fn host_and_pid() -> String {

@@ -16,7 +16,7 @@ use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use serde::Serialize;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -28,6 +28,8 @@ use crate::settle;
 use crate::telemetry::Counts;
 
 const ANSWER: Duration = Duration::from_secs(10);
+/// Why a paused queue is not consumed.
+pub(crate) const PAUSED: &str = "paused";
 /// How often a consumer without a connection says why.
 const LOOK: Duration = Duration::from_secs(1);
 const FLUSH: Duration = Duration::from_secs(5);
@@ -65,6 +67,8 @@ pub(crate) struct Consumer<S> {
     pub(crate) force: CancellationToken,
     pub(crate) paused: watch::Receiver<bool>,
     pub(crate) status: Arc<Mutex<Status>>,
+    /// Earlier lives that are coming to their end.
+    pub(crate) winding: JoinSet<()>,
 }
 
 struct Life {
@@ -95,7 +99,9 @@ impl Status {
     }
 
     fn set(&mut self, consuming: bool, because: Option<String>) {
-        if self.consuming != consuming {
+        // The time of a pause is not time in which it could not consume.
+        let was_paused = self.because.as_deref() == Some(PAUSED);
+        if self.consuming != consuming || was_paused {
             self.since = Instant::now();
         }
         self.consuming = consuming;
@@ -145,6 +151,7 @@ impl<S: Send + Sync + 'static> Consumer<S> {
                     return Err(RunError::Queue { queue, because });
                 }
                 _ => {
+                    while self.winding.join_next().await.is_some() {}
                     self.report(false, Some("stopped".to_owned()));
                     debug_assert!(matches!(state.phase, Phase::Stopped));
                     return Ok(());
@@ -156,7 +163,7 @@ impl<S: Send + Sync + 'static> Consumer<S> {
     /// `None`: drained meanwhile.
     async fn open_unless_paused(&mut self) -> Result<Option<Life>, Refusal> {
         if *self.paused.borrow() {
-            self.report(false, Some("paused".to_owned()));
+            self.report(false, Some(PAUSED.to_owned()));
         }
         let drain = self.drain.clone();
         let open = async {
@@ -168,14 +175,15 @@ impl<S: Send + Sync + 'static> Consumer<S> {
     }
 
     async fn open(&self) -> Result<Life, Refusal> {
-        let opened = self.link.channel(Instant::now() + LOOK).await;
-        let channel = opened.map_err(|error| match error {
-            ConnectError::Unreachable { .. } => {
-                Refusal::Now(Fault::Connection(self.link.trouble()))
+        let refusal = |error| match error {
+            ConnectError::Unreachable { because, .. } => {
+                let trouble = self.link.trouble();
+                Refusal::Now(Fault::Connection(if trouble.is_empty() { because } else { trouble }))
             }
             never => Refusal::Never(never),
-        })?;
-        let channel = channel.channel;
+        };
+        self.link.connected(Instant::now() + LOOK).await.map_err(refusal)?;
+        let channel = self.link.channel(Instant::now() + ANSWER).await.map_err(refusal)?.channel;
         // A declaration compares arguments, consuming does not.
         if self.config.is_strict() && self.declarer.may_declare() {
             self.declare().await.map_err(Refusal::Now)?;
@@ -220,18 +228,20 @@ impl<S: Send + Sync + 'static> Consumer<S> {
                 life.generation.lose();
                 let channel = life.generation.channel.clone();
                 // After a server-sent cancel the channel lives on, and with it the deliveries.
-                tokio::spawn(async move { _ = channel.close(200, "lost".into()).await });
+                let close = async move { channel.close(200, "lost".into()).await };
+                self.winding.spawn(async { _ = time::timeout(FLUSH, close).await });
                 self.lost(fault, began)
             }
             End::Drained => {
                 self.report(false, Some("draining".to_owned()));
-                wind_down(life, &self.intake.counts).await;
+                wind_down(life, Arc::clone(&self.intake.counts)).await;
                 Event::Stop
             }
             End::Paused => {
-                self.report(false, Some("paused".to_owned()));
+                self.report(false, Some(PAUSED.to_owned()));
                 info!(queue = self.intake.queue, "paused");
-                wind_down(life, &self.intake.counts).await;
+                // A slow job must not keep the queue from being resumed.
+                self.winding.spawn(wind_down(life, Arc::clone(&self.intake.counts)));
                 Event::Begin
             }
         }
@@ -241,9 +251,14 @@ impl<S: Send + Sync + 'static> Consumer<S> {
         loop {
             let delivery = tokio::select! {
                 biased;
-                // All three are cancel-safe: a delivery stays in the stream until it is taken.
+                // All are cancel-safe: a delivery stays in the stream until it is taken.
                 () = self.drain.cancelled() => return End::Drained,
                 Ok(_) = self.paused.wait_for(|paused| *paused) => return End::Paused,
+                _ = &mut life.acks => {
+                    // Nothing would be acknowledged any more: start anew.
+                    let because = "acknowledgements stopped".to_owned();
+                    return End::Lost(Fault::Channel(because));
+                }
                 delivery = life.stream.next() => delivery,
             };
             match delivery {
@@ -293,7 +308,7 @@ enum Refusal {
 
 /// Cancel, give back what was not started, wait for what runs, flush, close; in this order. A
 /// message given back to a queue that we still consume would come straight back.
-async fn wind_down(life: Life, counts: &Counts) {
+async fn wind_down(life: Life, counts: Arc<Counts>) {
     let Life { generation, mut stream, acks } = life;
     let cancel = generation.channel.basic_cancel(stream.tag(), BasicCancelOptions::default());
     let cancelled = matches!(time::timeout(ANSWER, cancel).await, Ok(Ok(())));
@@ -304,7 +319,12 @@ async fn wind_down(life: Life, counts: &Counts) {
         counts.unseen();
     }
     generation.jobs.close();
-    generation.jobs.wait().await;
+    // Nobody reads the stream any more: see for ourselves whether the deliveries are still ours.
+    while time::timeout(LOOK, generation.jobs.wait()).await.is_err() {
+        if !generation.channel.status().connected() {
+            generation.lose();
+        }
+    }
     let channel = generation.channel.clone();
     drop(generation);
     // The last sender is gone: the task sends what is left and ends.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use forebay_producer::{Config, Envelope, Producer};
 use serde::Serialize;
 use serde_json::Value;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -26,6 +27,8 @@ pub(crate) struct Run<S> {
     pub(crate) cancelled: CancellationToken,
     pub(crate) producers: Arc<LazyProducer>,
     pub(crate) progress: Mutex<Option<Value>>,
+    /// The handler's place, if it has a limit; a blocking handler's thread takes it along.
+    place: Mutex<Option<OwnedSemaphorePermit>>,
 }
 
 impl<S> Context<S> {
@@ -36,8 +39,17 @@ impl<S> Context<S> {
         cancelled: CancellationToken,
         producers: Arc<LazyProducer>,
     ) -> Self {
-        let progress = Mutex::default();
-        Self { run: Arc::new(Run { state, envelope, deadline, cancelled, producers, progress }) }
+        let (progress, place) = (Mutex::default(), Mutex::default());
+        let run = Run { state, envelope, deadline, cancelled, producers, progress, place };
+        Self { run: Arc::new(run) }
+    }
+
+    pub(crate) fn put_place(&self, place: Option<OwnedSemaphorePermit>) {
+        *self.run.place.lock().unwrap_or_else(PoisonError::into_inner) = place;
+    }
+
+    pub(crate) fn take_place(&self) -> Option<OwnedSemaphorePermit> {
+        self.run.place.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// The state given to [`Worker::builder`](crate::Worker::builder).
@@ -163,8 +175,9 @@ pub(crate) struct LazyProducer {
 }
 
 impl LazyProducer {
+    /// A worker was let in before it needs this: its producer waits as the worker does, for ever.
     pub(crate) fn new(config: Config) -> Self {
-        Self { config, producer: OnceLock::new() }
+        Self { config: config.access_patience(Duration::MAX), producer: OnceLock::new() }
     }
 
     pub(crate) fn get(&self) -> &Producer {

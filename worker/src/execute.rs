@@ -7,8 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use forebay_producer::Envelope;
+use forebay_producer::link::after;
 use futures_util::FutureExt;
-use tokio::time::{self, Instant};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::{Context, LazyProducer};
@@ -64,15 +66,17 @@ impl<S: Send + Sync + 'static> App<S> {
         &self,
         envelope: Envelope,
         now_ms: u64,
+        place: Option<OwnedSemaphorePermit>,
         cancelled: &CancellationToken,
         producers: &Arc<LazyProducer>,
         running: &Arc<Running>,
     ) -> (Outcome, Context<S>) {
         let handler = self.handler(&envelope).cloned();
         let timeout = handler.as_ref().map_or(Duration::ZERO, |handler| handler.options.timeout);
-        let deadline = Instant::now() + timeout;
+        let deadline = after(timeout);
         let (state, producers) = (Arc::clone(&self.state), Arc::clone(producers));
         let cx = Context::new(state, envelope, deadline, cancelled.clone(), producers);
+        cx.put_place(place);
         let _listed = running.begin(&cx);
         let outcome = match self.prepare(handler.as_deref(), &cx, now_ms) {
             Ok(ready) => self.attempt(ready, cx.clone(), timeout, cancelled).await,

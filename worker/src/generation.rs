@@ -10,7 +10,7 @@ use lapin::Channel;
 use lapin::options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time;
+use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
@@ -95,27 +95,23 @@ async fn acknowledge(
 ) {
     let mut acker = Acker::new(prefetch);
     let (mut batch, mut orders) = (Vec::with_capacity(BATCH), Vec::new());
+    // When what is held back goes out at the latest.
+    let mut due: Option<Instant> = None;
     loop {
         let taken = tags.recv_many(&mut batch, BATCH);
-        let more = if acker.holds_back() {
-            match time::timeout(HOLD, taken).await {
-                Ok(taken) => taken > 0,
-                Err(_) => {
-                    acker.flush_all(&mut orders);
-                    true
-                }
-            }
-        } else {
-            taken.await > 0
+        let more = match due {
+            None => taken.await > 0,
+            Some(due) => time::timeout_at(due, taken).await.map_or(true, |taken| taken > 0),
         };
         for (tag, how) in batch.drain(..) {
             acker.settle(tag, how, &mut orders);
         }
-        if more {
-            acker.flush(&mut orders)
+        if !more || due.is_some_and(|due| Instant::now() >= due) {
+            acker.flush_all(&mut orders);
         } else {
-            acker.flush_all(&mut orders)
+            acker.flush(&mut orders);
         }
+        due = acker.holds_back().then(|| due.unwrap_or_else(|| Instant::now() + HOLD));
         for order in orders.drain(..) {
             if lost.is_cancelled() {
                 return;

@@ -172,13 +172,12 @@ impl<S: Send + Sync + 'static> Handler<S> {
         T: Serialize + Send + 'static,
         F: Fn(J, Context<S>) -> JobResult<T> + Send + Sync + 'static,
     {
-        let most = options.concurrency.get_or_insert_with(cores);
-        let threads = Arc::new(Semaphore::new(*most));
+        options.concurrency.get_or_insert_with(cores);
         let function = Arc::new(function);
         let decode: Decode<S> = Box::new(move |payload| {
             let job: J = from_json(payload)?;
-            let (function, threads) = (Arc::clone(&function), Arc::clone(&threads));
-            Ok(Box::new(move |cx| run_blocking(function, threads, job, cx).boxed()))
+            let function = Arc::clone(&function);
+            Ok(Box::new(move |cx| run_blocking(function, job, cx).boxed()))
         });
         Self::new(J::KIND, J::QUEUE, options, decode)
     }
@@ -211,19 +210,14 @@ impl<S: Send + Sync + 'static> Handler<S> {
 
 /// The thread keeps its place until the function really ends, timeout or not: otherwise timeouts
 /// would pile up threads without bound.
-async fn run_blocking<S, J, T, F>(
-    function: Arc<F>,
-    threads: Arc<Semaphore>,
-    job: J,
-    cx: Context<S>,
-) -> JobResult<Output>
+async fn run_blocking<S, J, T, F>(function: Arc<F>, job: J, cx: Context<S>) -> JobResult<Output>
 where
     S: Send + Sync + 'static,
     J: Send + 'static,
     T: Serialize + Send + 'static,
     F: Fn(J, Context<S>) -> JobResult<T> + Send + Sync + 'static,
 {
-    let place = threads.acquire_owned().await.expect("the semaphore is never closed");
+    let place = cx.take_place();
     let run = tokio::task::spawn_blocking(move || {
         let _place = place;
         function(job, cx)

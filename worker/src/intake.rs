@@ -2,23 +2,26 @@
 //! In: deliveries of one queue. Out: each is settled, or the broker has it back.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use forebay_producer::Envelope;
+use forebay_producer::link::after;
 use forebay_producer::wire::envelope::{Raw, now_ms};
+use futures_util::FutureExt;
 use lapin::message::Delivery;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{self, Instant};
-use tracing::Instrument;
+use tracing::{Instrument, error};
 
-use crate::builder::QueueOptions;
+use crate::builder::{QueueOptions, give_back_after};
 use crate::context::{Context, LazyProducer};
 use crate::execute::App;
 use crate::generation::Generation;
 use crate::running::Running;
-use crate::settle::Settlement;
+use crate::settle::{self, Settlement};
 use crate::telemetry::{self, Counts};
 use crate::verdict::{self, Facts, Verdict};
 
@@ -49,7 +52,7 @@ impl<S: Send + Sync + 'static> Intake<S> {
         Self {
             places: Arc::new(Semaphore::new(options.concurrency)),
             pace: options.rate.map(Pace::new),
-            give_back_after: consumer_timeout.mul_f64(0.8),
+            give_back_after: give_back_after(consumer_timeout),
             queue,
             options,
             app,
@@ -62,22 +65,34 @@ impl<S: Send + Sync + 'static> Intake<S> {
     /// Starts a task for one delivery. The prefetch bounds how many there are.
     pub(crate) fn take(self: &Arc<Self>, generation: &Arc<Generation>, delivery: Delivery) {
         let (intake, mine) = (Arc::clone(self), Arc::clone(generation));
-        generation.jobs.spawn(async move { intake.handle(&mine, delivery).await });
+        let tag = delivery.delivery_tag;
+        generation.jobs.spawn(async move {
+            // Handlers are caught closer by; this is for what else is the user's: the `Display` of
+            // an error, the `Drop` of a future. A delivery left open would cost a place for ever.
+            let handled = AssertUnwindSafe(intake.handle(&mine, delivery)).catch_unwind();
+            if handled.await.is_err() {
+                error!(queue = intake.queue, "settling a job panicked; it is a dead letter now");
+                settle::reject(&mine, tag);
+            }
+        });
     }
 
     async fn handle(&self, generation: &Generation, delivery: Delivery) {
-        let give_back_at = Instant::now() + self.give_back_after;
+        let give_back_at = after(self.give_back_after);
         let tag = delivery.delivery_tag;
         let job = self.envelope(delivery);
         let settlement = Settlement { generation, tag, producers: &self.producers, give_back_at };
         if let Some(verdict) = self.suspect(&job) {
             return self.settle(settlement, &job, verdict).await;
         }
-        let Some(_until_settled) = self.place(generation, &job).await else {
+        let Some(places) = self.place(generation, &job).await else {
             return self.settle(settlement, &job, Verdict::GiveBack).await;
         };
-        let (verdict, cx) = self.run(generation, job).await;
+        let Places { of_handler, of_queue: _until_settled } = places;
+        let (verdict, cx) = self.run(generation, job, of_handler).await;
         self.settle(settlement, cx.envelope(), verdict).await;
+        // Unless a thread that cannot be stopped still holds it.
+        drop(cx.take_place());
     }
 
     async fn settle(&self, settlement: Settlement<'_>, job: &Envelope, verdict: Verdict) {
@@ -115,9 +130,12 @@ impl<S: Send + Sync + 'static> Intake<S> {
 
     /// Waits for the job's turn; `None` when it is to go back instead.
     async fn place(&self, generation: &Generation, job: &Envelope) -> Option<Places> {
+        // Whoever waits so long might not be done before the broker takes it back.
+        let start_by = after(self.give_back_after / 2);
         tokio::select! {
             biased;
             // Dropping the wait for permits gives back those that were granted.
+            () = time::sleep_until(start_by) => None,
             () = generation.giving_back.cancelled() => None,
             () = generation.stop.cancelled() => None,
             places = self.permits(job) => Some(places),
@@ -137,13 +155,19 @@ impl<S: Send + Sync + 'static> Intake<S> {
         // A job that was there when a process died takes every place: it runs alone.
         let wanted = if job.crashes > 0 { self.options.concurrency as u32 } else { 1 };
         let of_queue = Arc::clone(&self.places).acquire_many_owned(wanted).await.expect(closed);
-        Places { _of_handler: of_handler, _of_queue: of_queue }
+        Places { of_handler, of_queue }
     }
 
-    async fn run(&self, generation: &Generation, job: Envelope) -> (Verdict, Context<S>) {
+    async fn run(
+        &self,
+        generation: &Generation,
+        job: Envelope,
+        place: Option<OwnedSemaphorePermit>,
+    ) -> (Verdict, Context<S>) {
         let span = telemetry::span(&job);
         let began = Instant::now();
-        let run = self.app.run(job, now_ms(), &generation.stop, &self.producers, &self.running);
+        let (stop, producers) = (&generation.stop, &self.producers);
+        let run = self.app.run(job, now_ms(), place, stop, producers, &self.running);
         let (outcome, cx) = run.instrument(span).await;
         let job = cx.envelope();
         let verdict = verdict::decide(outcome, job, &self.facts(job));
@@ -162,8 +186,8 @@ impl<S> fmt::Debug for Intake<S> {
 
 /// Permits are held until the job is settled: an unanswered publish is back-pressure.
 struct Places {
-    _of_handler: Option<OwnedSemaphorePermit>,
-    _of_queue: OwnedSemaphorePermit,
+    of_handler: Option<OwnedSemaphorePermit>,
+    of_queue: OwnedSemaphorePermit,
 }
 
 /// Hands out turns at an even pace.
@@ -178,13 +202,12 @@ impl Pace {
         Self { gap, next: Mutex::new(Instant::now()) }
     }
 
+    /// The lock is held on purpose: who waits for it waits for a turn, and who stops waiting, at a
+    /// pause or after a lost connection, has cost none.
     async fn turn(&self) {
-        let turn = {
-            let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-            let turn = (*next).max(Instant::now());
-            *next = turn + self.gap;
-            turn
-        };
+        let mut next = self.next.lock().await;
+        let turn = (*next).max(Instant::now());
         time::sleep_until(turn).await;
+        *next = turn + self.gap;
     }
 }

@@ -62,12 +62,9 @@ impl Retry {
             return None;
         }
         let exponent = i32::try_from(attempt.saturating_sub(1)).unwrap_or(i32::MAX);
-        let seconds = self.base.as_secs_f64() * self.factor.max(1.0).powi(exponent);
-        let whole = if seconds >= self.cap.as_secs_f64() {
-            self.cap
-        } else {
-            Duration::from_secs_f64(seconds)
-        };
+        let growth = self.factor.max(1.0).powi(exponent).min(f64::MAX);
+        let grown = Duration::try_from_secs_f64(self.base.as_secs_f64() * growth);
+        let whole = grown.map_or(self.cap, |grown| grown.min(self.cap));
         Some(if self.jitter { whole.mul_f64(chance.clamp(0.0, 1.0)) } else { whole })
     }
 }
@@ -93,7 +90,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_policy_panics_or_exceeds_its_cap(
-            attempt in 0u32..u32::MAX, base in 0u64..1_000_000, factor in 0.0f64..1e9,
+            attempt in 0u32..u32::MAX, base in prop_oneof![Just(0), 0u64..1_000_000], factor in 0.0f64..1e9,
             cap in 0u64..10_000_000, chance in -1.0f64..2.0,
         ) {
             let (base, cap) = (Duration::from_secs(base), Duration::from_secs(cap));

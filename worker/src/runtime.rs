@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::builder::{QueueOptions, WorkerBuilder};
-use crate::consumer::{Consumer, QueueStatus, Status};
+use crate::consumer::{Consumer, PAUSED, QueueStatus, Status};
 use crate::context::LazyProducer;
 use crate::error::RunError;
 use crate::execute::App;
@@ -58,11 +58,17 @@ pub struct Worker<S> {
     pub(crate) exit_after: Option<Duration>,
 }
 
-/// A worker that runs.
+/// A worker that runs. It drains when this is dropped.
 #[derive(Debug)]
 pub struct Running {
     controls: Controls,
     end: JoinHandle<Result<Summary, RunError>>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.controls.drain();
+    }
 }
 
 /// Steers a worker while it runs. Clones steer the same one.
@@ -105,7 +111,7 @@ impl<S: Send + Sync + 'static> Worker<S> {
         let mut running = self.start(config);
         tokio::select! {
             // Cancel-safe: a join handle may be polled again.
-            ended = &mut running.end => return flatten(ended),
+            ended = &mut running.end => return flatten(ended).await,
             () = shutdown => running.controls.drain(),
         }
         running.finished().await
@@ -150,6 +156,7 @@ impl<S: Send + Sync + 'static> Worker<S> {
                 force: force.clone(),
                 paused,
                 status: Arc::clone(&status),
+                winding: JoinSet::new(),
             };
             consumers.spawn(consumer.run());
             queues.insert(queue, Steering { pause, status });
@@ -182,18 +189,22 @@ impl Running {
     ///
     /// # Errors
     /// As [`Worker::run`].
-    pub async fn finished(self) -> Result<Summary, RunError> {
-        flatten(self.end.await)
+    pub async fn finished(mut self) -> Result<Summary, RunError> {
+        flatten((&mut self.end).await).await
     }
 }
 
-fn flatten(
+async fn flatten(
     ended: Result<Result<Summary, RunError>, tokio::task::JoinError>,
 ) -> Result<Summary, RunError> {
     match ended {
         Ok(result) => result,
         // The house task does not panic; if it ever does, the panic must not get lost.
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The user's runtime is shutting down, and everything with it.
+            Err(_) => std::future::pending().await,
+        },
     }
 }
 
@@ -303,7 +314,7 @@ impl House {
         }
         let idle = self.controls.queues().into_iter().find(|status| {
             status.idle_seconds >= most.as_secs().max(1)
-                && status.because.as_deref() != Some("paused")
+                && status.because.as_deref() != Some(PAUSED)
         })?;
         Some(RunError::NotConsuming {
             queue: idle.queue,

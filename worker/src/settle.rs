@@ -4,7 +4,6 @@
 
 use std::time::Duration;
 
-use forebay_producer::wire::delay::Delay;
 use forebay_producer::{Destination, Envelope, Producer, PublishError};
 use serde_json::json;
 use tokio::time::{self, Instant};
@@ -16,8 +15,8 @@ use crate::generation::Generation;
 use crate::handler::Output;
 use crate::verdict::Verdict;
 
-const TRY: Duration = Duration::from_secs(30);
-const PAUSE: Duration = Duration::from_millis(200);
+const PAUSE: Duration = Duration::from_secs(2);
+const SLOW: Duration = Duration::from_secs(5);
 const REPLY: Duration = Duration::from_secs(5);
 
 /// One delivery that is to be settled.
@@ -34,6 +33,11 @@ pub(crate) struct Settlement<'a> {
 /// Gives back a delivery that was never looked at.
 pub(crate) fn give_back(generation: &Generation, tag: u64) {
     generation.settle(tag, How::GiveBack);
+}
+
+/// Leaves a delivery to the broker's own dead-lettering.
+pub(crate) fn reject(generation: &Generation, tag: u64) {
+    generation.settle(tag, How::Reject);
 }
 
 enum Forwarded {
@@ -53,14 +57,10 @@ impl Settlement<'_> {
                 How::Ack
             }
             Verdict::GiveBack => How::GiveBack,
-            Verdict::Again { after, envelope, .. } => match Delay::new(after) {
-                Ok(Some(delay)) => self.go_on(&envelope, Destination::Later(delay)).await,
-                Ok(None) => self.go_on(&envelope, Destination::Queue).await,
-                Err(error) => {
-                    error!(job.id, %error, "cannot be delayed so long");
-                    How::Reject
-                }
-            },
+            Verdict::Again { delay, envelope, .. } => {
+                let destination = delay.map_or(Destination::Queue, Destination::Later);
+                self.go_on(&envelope, destination).await
+            }
             Verdict::Dead(letter) => {
                 let how = self.go_on(&letter, Destination::DeadLetters).await;
                 if how != How::GiveBack {
@@ -87,21 +87,19 @@ impl Settlement<'_> {
         }
     }
 
-    /// Tries until the broker takes it: that is back-pressure, because the permit is kept.
+    /// Waits until the broker takes it: that is back-pressure, because the permit is kept. One
+    /// publish for all that time: the producer itself sends again what a lost connection left
+    /// unanswered, and nothing else.
     async fn forward(&self, envelope: &Envelope, destination: Destination) -> Forwarded {
         let producer = self.producers.get();
-        let mut warned = false;
         while Instant::now() < self.give_back_at {
-            let deadline = self.give_back_at.min(Instant::now() + TRY);
-            let send = producer.send(envelope, destination, deadline);
-            match self.generation.while_ours(send).await {
+            let send = producer.send(envelope, destination, self.give_back_at);
+            let sent = self.generation.while_ours(said_when_slow(&envelope.id, send)).await;
+            match sent {
                 None => return Forwarded::NotNow,
                 Some(Ok(())) => return Forwarded::Confirmed,
                 Some(Err(error)) if waits(&error) => {
-                    if !warned {
-                        warn!(job.id = envelope.id, error = %chain(&error), "waiting for the broker");
-                        warned = true;
-                    }
+                    warn!(job.id = envelope.id, error = %chain(&error), "waiting for the broker");
                     if self.generation.while_ours(time::sleep(PAUSE)).await.is_none() {
                         return Forwarded::NotNow;
                     }
@@ -146,14 +144,26 @@ fn answer(job: &Envelope, address: &str, result: Result<&Output, &Envelope>) -> 
     answer
 }
 
-/// Whether waiting can help: the broker is away, blocked or slow.
-fn waits(error: &PublishError) -> bool {
-    use forebay_producer::TopologyError;
-    match error {
-        PublishError::Unconfirmed { .. } => true,
-        PublishError::Topology { source, .. } => matches!(**source, TopologyError::Broker { .. }),
-        _ => false,
+async fn said_when_slow<T>(id: &str, send: impl Future<Output = T>) -> T {
+    let mut send = std::pin::pin!(send);
+    match time::timeout(SLOW, &mut send).await {
+        Ok(sent) => sent,
+        Err(_) => {
+            warn!(job.id = id, "the broker does not confirm; the job keeps its place meanwhile");
+            send.await
+        }
     }
+}
+
+/// Whether waiting can help: it is about the broker or our rights there, not about this job. What
+/// is not allowed today may be after a word with an administrator, and a job is not to pay for it.
+fn waits(error: &PublishError) -> bool {
+    matches!(
+        error,
+        PublishError::Unconfirmed { .. }
+            | PublishError::Denied { .. }
+            | PublishError::Topology { .. }
+    )
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

@@ -163,8 +163,8 @@ pub(crate) fn decided(counts: &Counts, job: &Envelope, verdict: &Verdict) {
     let kind = job.kind.as_deref().unwrap_or("-");
     match verdict {
         Verdict::Ack(_) => debug!(job.id, job.kind = kind, attempt = job.attempt, "done"),
-        Verdict::Again { after, envelope, why } => {
-            let delay_ms = after.as_millis() as u64;
+        Verdict::Again { delay, envelope, why } => {
+            let delay_ms = delay.map_or(0, |delay| delay.duration().as_millis() as u64);
             let error = envelope.failures.last().map_or("", |failure| failure.message.as_str());
             match why {
                 Why::Retry => warn!(

@@ -26,11 +26,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use forebay_producer::link::after;
 pub use forebay_producer::testing::{Broker, OwnBroker, Proxy, broker, broker_of_its_own};
 use forebay_producer::wire::envelope::now_ms;
-use forebay_producer::{Config, Envelope, Job};
+use forebay_producer::{Config, Delay, Envelope, Job};
 use serde_json::Value;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::{Context, LazyProducer};
@@ -75,7 +75,7 @@ pub async fn run<S: Send + Sync + 'static, J: Job>(worker: &Worker<S>, job: &J) 
 pub async fn run_envelope<S: Send + Sync + 'static>(worker: &Worker<S>, job: Envelope) -> Fate {
     let (app, stop) = (&worker.app, CancellationToken::new());
     let (outcome, cx) =
-        app.run(job, now_ms(), &stop, &producers(), &Arc::new(Running::default())).await;
+        app.run(job, now_ms(), None, &stop, &producers(), &Arc::new(Running::default())).await;
     let job = cx.envelope();
     let facts = Facts { retry: app.retry(job), chance: 0.5, now_ms: now_ms(), worker: &app.name };
     fate(verdict::decide(outcome, job, &facts))
@@ -83,7 +83,7 @@ pub async fn run_envelope<S: Send + Sync + 'static>(worker: &Worker<S>, job: Env
 
 /// A context for calling a handler function directly.
 pub fn context<S>(state: S, envelope: Envelope) -> Context<S> {
-    let deadline = Instant::now() + Duration::from_secs(300);
+    let deadline = after(Duration::from_secs(300));
     Context::new(Arc::new(state), envelope, deadline, CancellationToken::new(), producers())
 }
 
@@ -94,7 +94,7 @@ pub fn context_until<S>(
     timeout: Duration,
 ) -> (Context<S>, CancellationToken) {
     let stop = CancellationToken::new();
-    let deadline = Instant::now() + timeout;
+    let deadline = after(timeout);
     let cx = Context::new(Arc::new(state), envelope, deadline, stop.clone(), producers());
     (cx, stop)
 }
@@ -113,9 +113,11 @@ fn fate(verdict: Verdict) -> Fate {
             let json = output.json().map_or(&b"null"[..], Bytes::as_ref);
             Fate::Done(serde_json::from_slice(json).unwrap_or(Value::Null))
         }
-        Verdict::Again { after, envelope, .. } => {
-            Fate::Again { after, attempt: envelope.attempt, message: last(&envelope) }
-        }
+        Verdict::Again { delay, envelope, .. } => Fate::Again {
+            after: delay.map(Delay::duration).unwrap_or_default(),
+            attempt: envelope.attempt,
+            message: last(&envelope),
+        },
         Verdict::Dead(letter) => Fate::Dead {
             reason: letter.dead.as_ref().map(|mark| mark.reason.to_string()).unwrap_or_default(),
             message: last(&letter),

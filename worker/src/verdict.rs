@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use forebay_producer::{DeadMark, Envelope, Failure, Reason};
+use forebay_producer::{DeadMark, Delay, DelayTooLong, Envelope, Failure, Reason};
 
 use crate::error::{JobError, Then};
 use crate::execute::Outcome;
@@ -25,8 +25,8 @@ pub(crate) enum Verdict {
     Ack(Output),
     /// It comes again after a while; this is what comes.
     Again {
-        /// How long it waits.
-        after: Duration,
+        /// How long it waits; `None`: not at all.
+        delay: Option<Delay>,
         /// What is published.
         envelope: Box<Envelope>,
         /// Why, for the log.
@@ -103,7 +103,7 @@ pub(crate) fn suspect(job: &Envelope, most_crashes: u32, facts: &Facts<'_>) -> O
         return Some(dead(Reason::Crashed, message, &moved, facts));
     }
     let after = Duration::from_secs_f64(0.3 + 9.7 * facts.chance);
-    Some(Verdict::Again { after, envelope: Box::new(moved), why: Why::Suspect })
+    Some(again(after, moved, Why::Suspect).unwrap_or(Verdict::GiveBack))
 }
 
 fn failed(error: &JobError, job: &Envelope, facts: &Facts<'_>) -> Verdict {
@@ -115,7 +115,8 @@ fn failed(error: &JobError, job: &Envelope, facts: &Facts<'_>) -> Verdict {
         Then::Defer(after) if job.deferrals < MOST_DEFERRALS => {
             let mut next = job.clone();
             next.deferrals += 1;
-            Verdict::Again { after, envelope: Box::new(next), why: Why::Deferral }
+            again(after, next, Why::Deferral)
+                .unwrap_or_else(|why| dead(Reason::Failed, format!("{message}: {why}"), job, facts))
         }
         Then::Defer(_) => {
             let message = format!("{message}, for the {MOST_DEFERRALS}th time in a row");
@@ -134,11 +135,17 @@ fn retry(
     let Some(wait) = facts.retry.delay(job.attempt, facts.chance) else {
         return dead(reason, message, job, facts);
     };
-    let mut next = recorded(reason, message, job, facts);
+    let mut next = recorded(reason.clone(), message.clone(), job, facts);
     next.attempt = job.attempt.saturating_add(1);
     next.deferrals = 0;
-    let after = wanted.unwrap_or(wait);
-    Verdict::Again { after, envelope: Box::new(next), why: Why::Retry }
+    again(wanted.unwrap_or(wait), next, Why::Retry)
+        .unwrap_or_else(|why| dead(reason, format!("{message}; and {why}"), job, facts))
+}
+
+/// # Errors
+/// When no delay is as long.
+fn again(after: Duration, envelope: Envelope, why: Why) -> Result<Verdict, DelayTooLong> {
+    Ok(Verdict::Again { delay: Delay::new(after)?, envelope: Box::new(envelope), why })
 }
 
 fn unknown(message: String, job: &Envelope, facts: &Facts<'_>) -> Verdict {
@@ -146,7 +153,7 @@ fn unknown(message: String, job: &Envelope, facts: &Facts<'_>) -> Verdict {
         Some(after) => {
             let mut next = job.clone();
             next.graces += 1;
-            Verdict::Again { after: *after, envelope: Box::new(next), why: Why::Grace }
+            again(*after, next, Why::Grace).unwrap_or(Verdict::GiveBack)
         }
         None => dead(Reason::UnknownKind, message, job, facts),
     }
@@ -187,8 +194,8 @@ mod tests {
     }
 
     fn again(verdict: Verdict) -> (Duration, Envelope, Why) {
-        let Verdict::Again { after, envelope, why } = verdict else { panic!("{verdict:?}") };
-        (after, *envelope, why)
+        let Verdict::Again { delay, envelope, why } = verdict else { panic!("{verdict:?}") };
+        (delay.map(Delay::duration).unwrap_or_default(), *envelope, why)
     }
 
     #[test]
@@ -242,7 +249,9 @@ mod tests {
         let mut job = job();
         for seconds in [1, 5, 25] {
             let (after, next, why) = again(decide(Outcome::Unknown("?".into()), &job, &facts()));
-            assert_eq!((after, why), (Duration::from_secs(seconds), Why::Grace));
+            let grace = Duration::from_secs(seconds);
+            assert!(after >= grace && after <= grace.mul_f64(1.02), "{after:?}");
+            assert_eq!(why, Why::Grace);
             assert_eq!((next.attempt, next.failures.len()), (1, 0));
             job = next;
         }
@@ -251,12 +260,23 @@ mod tests {
 
     #[test]
     fn retry_after_overrides_the_policy_but_not_the_number_of_attempts() {
-        let wait = Duration::from_secs(77);
+        let wait = Duration::from_secs(64);
         let asks = || Outcome::Failed(JobError::retry_after(wait));
         assert_eq!(again(decide(asks(), &job(), &facts())).0, wait);
         let mut last = job();
         last.attempt = 3;
         assert_eq!(reason(&decide(asks(), &last, &facts())), "failed");
+    }
+
+    #[test]
+    fn a_wait_longer_than_the_ladder_reaches_makes_a_dead_letter_that_says_so() {
+        let years = Duration::from_secs(400 * 86_400);
+        let asks = Outcome::Failed(JobError::retry_after(years).because(anyhow::anyhow!("closed")));
+        let verdict = decide(asks, &job(), &facts());
+        assert_eq!(reason(&verdict), "failed");
+        let Verdict::Dead(letter) = verdict else { panic!() };
+        let message = &letter.failures[0].message;
+        assert!(message.contains("closed") && message.contains("310 days"), "{message}");
     }
 
     #[test]

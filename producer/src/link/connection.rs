@@ -160,6 +160,11 @@ impl Link {
         status.closed || status.failed.is_some()
     }
 
+    /// Whether the broker reads nothing from us at the moment.
+    pub fn is_blocked(&self) -> bool {
+        self.shared.status.borrow().blocked.is_some()
+    }
+
     /// Closes the connection and ends the supervisor.
     pub async fn close(&self) {
         self.shared.stop.cancel();
@@ -212,7 +217,8 @@ impl Supervisor {
                 },
                 Action::Watch => match &connection {
                     Some(watched) => {
-                        let event = self.watch(watched).await;
+                        let blocked = matches!(state.phase, Phase::Blocked { .. });
+                        let event = self.watch(watched, blocked).await;
                         if matches!(event, Event::Lost(..)) {
                             connection = None;
                         }
@@ -265,12 +271,17 @@ impl Supervisor {
     }
 
     /// Returns with what happens next to an open connection.
-    async fn watch(&self, connection: &Connection) -> Event {
+    async fn watch(&self, connection: &Connection, blocked: bool) -> Event {
         let mut events = connection.events_listener();
         loop {
-            // Errors before the listener was there are not repeated to it.
+            // What happened before the listener was there is not repeated to it: look as well.
             if !connection.status().connected() {
                 return self.lost(Fault::Connection("the connection closed".to_owned()));
+            }
+            match (blocked, connection.status().blocked()) {
+                (true, false) => return Event::Unblocked,
+                (false, true) => return Event::Blocked("alarm at the broker".to_owned()),
+                _ => {}
             }
             let event = tokio::select! {
                 // Cancel-safe: an event stays in the stream until it is taken.

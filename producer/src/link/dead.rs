@@ -94,7 +94,8 @@ pub struct Done {
 #[derive(Debug, Clone, Default, PartialEq)]
 #[non_exhaustive]
 pub struct RedriveOptions {
-    /// At most so many per second; none: as fast as the broker confirms.
+    /// At most so many per second; none: as fast as the broker confirms. Looks at no more letters
+    /// than that makes in 20 minutes: the broker takes back what is held for longer than 30.
     pub rate: Option<f64>,
     /// To this queue instead of the one each came from.
     pub to: Option<String>,
@@ -167,7 +168,8 @@ impl DeadLetters {
         producer: &Producer,
         mut progress: impl FnMut(&Done),
     ) -> Result<Done, DeadError> {
-        let mut walk = self.walk(pile, limit).await?;
+        let in_time = options.rate.map_or(u16::MAX, |rate| (rate * 1200.0).max(1.0) as u16);
+        let mut walk = self.walk(pile, limit.min(in_time)).await?;
         let mut done = Done { total: walk.total, ..Done::default() };
         let mut pace = options.rate.map(|rate| time::interval(gap(rate)));
         while let Some(taken) = walk.next().await? {

@@ -4,7 +4,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use lapin::Channel;
@@ -28,6 +28,8 @@ const WAITING_JOBS: usize = 1_000 - LANES * WINDOW;
 const WAITING_BYTES: usize = 8 * 1024 * 1024;
 /// How often a lane without a connection looks which callers still wait.
 const LOOK: Duration = Duration::from_secs(1);
+/// Longest that the broker may take to open a channel.
+const OPENING: Duration = Duration::from_secs(10);
 
 /// Hands messages to the lanes.
 #[derive(Debug, Clone)]
@@ -60,8 +62,37 @@ pub(crate) struct NoAnswer {
 struct Request {
     message: Message,
     answer: oneshot::Sender<Answer>,
-    sent: Arc<AtomicBool>,
+    claim: Arc<Claim>,
     _bytes: OwnedSemaphorePermit,
+}
+
+/// Who was first: the lane that sends the message, or the caller that stops waiting for it. So
+/// "it was not sent" is never said of a message that goes out a moment later.
+#[derive(Debug, Default)]
+struct Claim(AtomicU8);
+
+impl Claim {
+    const WAITING: u8 = 0;
+    const SENT: u8 = 1;
+    const GONE: u8 = 2;
+
+    /// The lane is about to send it. `false`: the caller has gone.
+    fn send(&self) -> bool {
+        self.settle(Self::SENT) != Self::GONE
+    }
+
+    /// The caller goes. `true`: it was sent before.
+    fn leave(&self) -> bool {
+        self.settle(Self::GONE) == Self::SENT
+    }
+
+    fn settle(&self, state: u8) -> u8 {
+        let (success, failure) = (Ordering::AcqRel, Ordering::Acquire);
+        match self.0.compare_exchange(Self::WAITING, state, success, failure) {
+            Ok(_) => state,
+            Err(first) => first,
+        }
+    }
 }
 
 impl Publisher {
@@ -89,19 +120,19 @@ impl Publisher {
         deadline: Instant,
     ) -> Result<Answer, NoAnswer> {
         let _caller = self.callers.token();
-        let sent = Arc::new(AtomicBool::new(false));
+        let claim = Arc::new(Claim::default());
         let wait = async {
             let weight = message.payload.len().clamp(1, WAITING_BYTES) as u32;
             let bytes = Arc::clone(&self.bytes).acquire_many_owned(weight).await.ok()?;
             let (answer, verdict) = oneshot::channel();
-            let request = Request { message, answer, sent: Arc::clone(&sent), _bytes: bytes };
+            let request = Request { message, answer, claim: Arc::clone(&claim), _bytes: bytes };
             self.requests.send(request).await.ok()?;
             verdict.await.ok()
         };
         match time::timeout_at(deadline, wait).await {
             Ok(Some(answer)) => Ok(answer),
-            Ok(None) => Err(self.no_answer(&sent, "the producer was closed")),
-            Err(_) => Err(self.no_answer(&sent, "the broker did not confirm it")),
+            Ok(None) => Err(self.no_answer(&claim, "the producer was closed")),
+            Err(_) => Err(self.no_answer(&claim, "the broker did not confirm it")),
         }
     }
 
@@ -111,10 +142,11 @@ impl Publisher {
         _ = time::timeout_at(deadline, self.callers.wait()).await;
     }
 
-    fn no_answer(&self, sent: &AtomicBool, otherwise: &str) -> NoAnswer {
+    fn no_answer(&self, claim: &Claim, otherwise: &str) -> NoAnswer {
+        let may_have_arrived = claim.leave();
         let trouble = self.link.trouble();
         let because = if trouble.is_empty() { otherwise.to_owned() } else { trouble };
-        NoAnswer { may_have_arrived: sent.load(Ordering::Acquire), because }
+        NoAnswer { may_have_arrived, because }
     }
 }
 
@@ -142,12 +174,10 @@ impl Lane {
                 }
                 continue;
             };
-            let window = self.next_window();
-            for request in &window {
-                request.sent.store(true, Ordering::Release);
-            }
+            let mut window = self.next_window();
+            window.retain(|request| request.claim.send());
             let messages: Vec<_> = window.iter().map(|request| &request.message).collect();
-            let verdicts = window::publish(&channel, &messages).await;
+            let verdicts = window::publish(&channel, &messages, || self.link.is_blocked()).await;
             self.settle(window, verdicts);
         }
     }
@@ -164,11 +194,18 @@ impl Lane {
 
     /// The lane's channel in confirm mode; `None` after a while without a connection.
     async fn channel(&mut self) -> Option<Channel> {
-        if let Some(channel) = self.channel.take_if(|channel| channel.status().connected()) {
-            self.channel = Some(channel.clone());
-            return Some(channel);
+        if let Some(channel) = &self.channel
+            && channel.status().connected()
+        {
+            return Some(channel.clone());
         }
-        let deadline = Instant::now() + LOOK;
+        self.link.connected(Instant::now() + LOOK).await.ok()?;
+        if self.link.is_blocked() {
+            // A channel could not be opened now; each try would leave one behind.
+            time::sleep(LOOK).await;
+            return None;
+        }
+        let deadline = Instant::now() + OPENING;
         let channel = self.link.channel(deadline).await.ok()?.channel;
         let confirms = channel.confirm_select(ConfirmSelectOptions::default());
         time::timeout_at(deadline, confirms).await.ok()?.ok()?;

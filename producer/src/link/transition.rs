@@ -57,6 +57,8 @@ pub struct State {
     pub patience: Duration,
     /// Declaring was tried since the last open that found nothing.
     declared: bool,
+    /// When the present row of refusals began, by the supervisor's clock.
+    denied_since: Option<Duration>,
 }
 
 /// What happened.
@@ -98,7 +100,13 @@ pub enum Action {
 impl State {
     /// A link that was never up.
     pub fn new(patience: Duration) -> Self {
-        Self { phase: Phase::Down { failures: 0 }, generation: 0, patience, declared: false }
+        Self {
+            phase: Phase::Down { failures: 0 },
+            generation: 0,
+            patience,
+            declared: false,
+            denied_since: None,
+        }
     }
 
     /// Whether it was ever up.
@@ -150,7 +158,10 @@ impl State {
         jitter: f64,
     ) -> (Self, Action) {
         let denied = matches!(fault, Fault::Denied(_) | Fault::Vhost(_) | Fault::Mismatch(_));
-        if denied && !self.was_up() && elapsed >= self.patience {
+        // A broker that was merely away has not refused us for all that time.
+        self.denied_since = denied.then(|| self.denied_since.unwrap_or(elapsed));
+        let refused_for = elapsed.saturating_sub(self.denied_since.unwrap_or(elapsed));
+        if denied && !self.was_up() && refused_for >= self.patience {
             self.phase = Phase::Failed;
             return (self, Action::GiveUp(fault));
         }
@@ -164,7 +175,7 @@ impl State {
         let mut wait = backoff(failures, most, jitter);
         if denied && !self.was_up() {
             // The last try falls on the end of the patience, not long after it.
-            wait = wait.min(self.patience - elapsed);
+            wait = wait.min(self.patience - refused_for);
         }
         (self, Action::Wait(wait))
     }
@@ -231,9 +242,14 @@ mod tests {
     #[test]
     fn refused_credentials_end_it_only_at_the_first_connect_and_after_the_patience() {
         let denied = |after| Event::Lost(Fault::Denied("no".into()), after);
-        let fresh = State::new(PATIENCE);
-        assert!(matches!(fresh.clone().next(denied(PATIENCE / 2), 1.0).1, Action::Wait(_)));
-        let (state, action) = fresh.next(denied(PATIENCE), 1.0);
+        // Away for an hour, then refusing: the patience begins with the first refusal.
+        let hour = Duration::from_secs(3600);
+        let away = State::new(PATIENCE).next(Event::Lost(gone(), hour), 1.0).0;
+        let (state, action) = away.next(denied(hour), 1.0);
+        assert!(matches!(action, Action::Wait(_)));
+        let (state, action) = state.next(denied(hour + PATIENCE / 2), 1.0);
+        assert!(matches!(action, Action::Wait(_)));
+        let (state, action) = state.next(denied(hour + PATIENCE), 1.0);
         assert_eq!(action, Action::GiveUp(Fault::Denied("no".into())));
         assert_eq!(state.phase, Phase::Failed);
         assert!(matches!(up().next(denied(PATIENCE * 100), 1.0).1, Action::Wait(_)));

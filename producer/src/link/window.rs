@@ -14,7 +14,8 @@ use tokio::time;
 use super::fault::Fault;
 
 /// Longest that a whole window waits for its confirms before its channel is given up: a queue
-/// without a leader must not hold up publishes to all others.
+/// without a leader must not hold up publishes to others for ever. Those that were confirmed in
+/// such a window count as unknown too, because returns are told apart by whole windows only.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// One message, ready to be published.
@@ -42,14 +43,33 @@ pub(crate) enum Sent {
 
 /// Publishes all of them, and returns when each has its verdict. The caller owns the channel: no
 /// other task publishes on it (lapin takes tags and queues frames under two locks), and no two
-/// messages of a window have the same id.
-pub(crate) async fn publish(channel: &Channel, window: &[&Message]) -> Vec<Sent> {
+/// messages of a window have the same id. Time during which the broker blocks us is not counted:
+/// what waits in the socket then arrives when it reads again.
+pub(crate) async fn publish(
+    channel: &Channel,
+    window: &[&Message],
+    blocked: impl Fn() -> bool,
+) -> Vec<Sent> {
     let confirms = future::join_all(window.iter().map(|message| confirmed(channel, message)));
-    match time::timeout(PATIENCE, confirms).await {
-        Ok(confirms) => attribute(window.iter().map(|message| message.id.as_str()), confirms),
-        Err(_) => {
+    tokio::select! {
+        biased;
+        confirms = confirms => {
+            attribute(window.iter().map(|message| message.id.as_str()), confirms)
+        }
+        () = silence(blocked) => {
             let silent = Fault::Silent(humantime::format_duration(PATIENCE).to_string());
             vec![Sent::Unknown(silent); window.len()]
+        }
+    }
+}
+
+async fn silence(blocked: impl Fn() -> bool) {
+    const STEP: Duration = Duration::from_secs(1);
+    let mut silent = Duration::ZERO;
+    while silent < PATIENCE {
+        time::sleep(STEP).await;
+        if !blocked() {
+            silent += STEP;
         }
     }
 }

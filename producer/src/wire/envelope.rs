@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::delay::queue_of_routing_key;
 use super::failure::{Failure, Reason, bounded};
 use super::headers;
+use super::topology::check_queue_name;
 
 pub(crate) const JSON: &str = "application/json";
 
@@ -233,7 +234,7 @@ impl Envelope {
         self.published_at_ms = number(name::PUBLISHED_AT);
         self.idempotency_key = word(name::KEY);
         self.owner = word(name::OWNER);
-        if let Some(queue) = word(name::QUEUE) {
+        if let Some(queue) = word(name::QUEUE).filter(|name| check_queue_name(name).is_ok()) {
             self.queue = queue;
         }
         if let Some(AMQPValue::FieldArray(failures)) = table.inner().get(name::FAILURES) {

@@ -380,3 +380,50 @@ async fn middleware_wraps_every_handler_outermost_first() {
     let expected = ["outer in", "inner", "outer out", "outer in", "inner", "1#2", "outer out"];
     assert_eq!(notes.wait_for(expected.len()).await, expected);
 }
+
+#[tokio::test]
+async fn an_error_that_panics_when_it_is_shown_costs_no_place() {
+    #[derive(Debug)]
+    struct Rude;
+    impl std::fmt::Display for Rude {
+        fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            panic!("not in this company")
+        }
+    }
+    impl std::error::Error for Rude {}
+    let notes = Notes::default();
+    async fn handler(job: Work, cx: Context<Notes>) -> JobResult {
+        note(cx.state(), &job, &cx);
+        if job.n == 1 { Err(Rude.into()) } else { Ok(()) }
+    }
+    let one = QueueOptions::new().concurrency(1).prefetch(1);
+    let worker = Worker::builder(notes.clone()).queue("default", one).handle(handler);
+    let bench = Bench::start(worker).await;
+    bench.producer.publish(&work(1)).await.unwrap();
+    bench.producer.publish(&work(2)).await.unwrap();
+    // With one place and one delivery at a time, the second runs only if the first is settled.
+    assert_eq!(notes.wait_for(2).await, ["1#1", "2#1"]);
+    assert_eq!(bench.dead("default", 1).await[0].reason, "broker: rejected");
+}
+
+#[tokio::test]
+async fn a_thread_that_cannot_be_stopped_keeps_its_place_and_the_next_job_its_time() {
+    let notes = Notes::default();
+    fn handler(job: Work, cx: Context<Notes>) -> JobResult {
+        note(cx.state(), &job, &cx);
+        if job.n == 1 {
+            // Runs on long after its timeout.
+            std::thread::sleep(Duration::from_secs(2));
+            cx.state().add("1 ends");
+        }
+        Ok(())
+    }
+    let one = quick(1).timeout(Duration::from_millis(500)).concurrency(1);
+    let mut bench = Bench::start(on_default(&notes).handle_blocking_with(one, handler)).await;
+    bench.producer.publish(&work(1)).await.unwrap();
+    notes.wait_for(1).await;
+    bench.producer.publish(&work(2)).await.unwrap();
+    assert_eq!(notes.wait_for(3).await, ["1#1", "1 ends", "2#1"]);
+    bench.until("the second is done", |summary| summary.succeeded == 1).await;
+    assert_eq!(bench.drain().await.dead, 1);
+}
