@@ -137,7 +137,7 @@ mod tests {
     fn what_is_under_guard_ends_when_the_pipe_closes() {
         let mut guardian = Guardian::default();
         let (mut guarded, first) = sleeper("sleep 600 & sleep 600; wait");
-        let (mut released, second) = sleeper("sleep 600");
+        let (mut released, second) = sleeper("exec sleep 600");
         guardian.begin(second);
         guardian.begin(first);
         guardian.end(second);
@@ -162,7 +162,7 @@ mod tests {
     #[test]
     fn a_guardian_that_was_ended_is_replaced() {
         let mut guardian = Guardian::default();
-        let (mut guarded, group) = sleeper("sleep 600");
+        let (mut guarded, group) = sleeper("exec sleep 600");
         guardian.begin(group);
         guardian.shell.as_mut().unwrap().kill().unwrap();
         guardian.shell.as_mut().unwrap().wait().unwrap();

@@ -90,8 +90,8 @@ fn decided_by(cause: &(dyn Error + 'static)) -> Option<u8> {
             | PublishError::Option { .. }
             | PublishError::Name(_)
             | PublishError::Delay(_) => Some(USAGE),
-            // Its source decides.
-            PublishError::Topology { .. } => None,
+            // A boxed source cannot be found by its type in the chain.
+            PublishError::Topology { source, .. } => decided_by(&**source),
             _ => Some(FAILED),
         };
     }
