@@ -22,15 +22,19 @@ choose_broker() {
 # prepare_broker WANTED: gets image or package, which may take minutes.
 prepare_broker() {
     image=${FOREBAY_RABBITMQ_IMAGE:-$(<producer/src/rabbitmq-image)}
-    if [ "$broker" = docker ] && ! docker/rabbitmq/obtain.sh "$image"; then
-        [ -z "$1" ] || exit 1 # what is wrong was said
-        if ! rabbitmq_server >/dev/null && ! is_root_on_debian; then exit 1; fi
+    if [ "$broker" = docker ] && ! obtain_image; then
+        # What is wrong was said. Without Docker there may still be a way, if it was not asked for.
+        if [ "$1" ] || ! { rabbitmq_server >/dev/null || is_root_on_debian; }; then exit 1; fi
         say "going on without Docker"
         broker=local
     fi
     if [ "$broker" = local ] && ! rabbitmq_server >/dev/null; then
         install_rabbitmq
     fi
+}
+
+obtain_image() {
+    docker image inspect "$image" >/dev/null 2>&1 || docker/rabbitmq/obtain.sh "$image"
 }
 
 # start_broker: sets AMQP_URL and `broker_is`. The broker need not answer yet.
@@ -47,12 +51,18 @@ without_password() { printf '%s' "$1" | sed 's#^\(amqps\{0,1\}\)://.*@#\1://#; s
 
 start_container() {
     container=forebay-demo-$suffix
+    # Beside us, so that Ctrl-C does not end it before it has ended: we could not tell what it has started.
+    set -m
     docker run --detach --name "$container" --label "forebay.demo=$suffix" \
-        --publish 127.0.0.1::5672 --publish 127.0.0.1::15672 "$image" >/dev/null ||
+        --publish 127.0.0.1::5672 --publish 127.0.0.1::15672 "$image" >/dev/null &
+    starting=$!
+    set +m
+    wait "$starting" ||
         die "docker could not start $image (its reason is above)" "see: docker run --rm $image; or try --broker local"
+    starting=''
     AMQP_URL=amqp://guest:guest@127.0.0.1:$(published_port 5672)
     management_url=http://guest:guest@127.0.0.1:$(published_port 15672)
-    broker_is="RabbitMQ in Docker: $image, container $container"
+    broker_is="$image in Docker, container $container"
 }
 
 published_port() { docker port "$container" "$1/tcp" | sed -n '1s/.*://p'; }
@@ -85,6 +95,8 @@ install_rabbitmq() {
     if [ -d /run/systemd/system ]; then
         systemctl disable --quiet --now "${units[@]}" 2>/dev/null || true
         say "rabbitmq-server is installed; as a service it is off (systemctl enable --now rabbitmq-server)"
+    elif [ -x /etc/init.d/rabbitmq-server ]; then
+        /etc/init.d/rabbitmq-server stop >/dev/null 2>&1 || true # somebody's policy may have let it start
     fi
 }
 
@@ -112,7 +124,7 @@ start_process() {
 
     # Where nodes find each other. One of our own, so that none stays behind on the usual port.
     set -m # in process groups of their own, so that Ctrl-C does not reach them before we do
-    nohup "$(epmd_program)" -address 127.0.0.1 -port "$epmd_port" </dev/null >"$tmp/epmd.log" 2>&1 &
+    nohup ${as_user[@]+"${as_user[@]}"} "$(epmd_program)" -address 127.0.0.1 -port "$epmd_port" </dev/null >"$tmp/epmd.log" 2>&1 &
     epmd=$!
     # RUNNING_UNDER_SYSTEMD: the script becomes the server, instead of staying beside it.
     # The flag -forebay-demo means nothing to Erlang; stop.sh knows the process by it.

@@ -12,7 +12,8 @@ echo '{"progress": "counting words"}' >&3
 words=$(wc -w <"$path" | tr -d ' ')
 
 echo '{"progress": "looking for the most frequent word"}' >&3
-frequent=$(LC_ALL=C tr -cs 'A-Za-z' '\n' <"$path" | LC_ALL=C tr 'A-Z' 'a-z' | sort | uniq -c | sort -rn |
+export LC_ALL=C
+frequent=$(tr -cs '[:alpha:]' '\n' <"$path" | tr '[:upper:]' '[:lower:]' | sort | uniq -c | sort -rn |
     awk 'length($2) > 2 { print $2; exit }')
 
 result="{\"path\": \"$path\", \"words\": $words, \"frequent\": \"$frequent\"}"

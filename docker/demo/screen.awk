@@ -1,15 +1,14 @@
 # How far the demo is: a table for a terminal, a line for a pipe.
 # In:  the files `plan`, `tally` and `queues`, each announced by what=NAME before it;
-#      `seconds` since the first publish; `as`, table or line; `utf8`, 1 or empty.
+#      `queues`, as they are to stand; `seconds` since the first publish; `as`, table or line;
+#      `utf8`, 1 or empty.
 #      plan:   queue kind jobs …
 #      tally:  what tally.awk says
 #      queues: what `forebay queues --output json` says
 # Out: the same number of lines every time.
 
 what == "plan" {
-    if (!($1 in jobs)) order[++queues] = $1
     queue_of[$2] = $1
-    jobs[$1] += $3
     total += $3
 }
 
@@ -40,15 +39,16 @@ what == "queues" {
 
 END {
     if (as == "line") {
-        printf "%4d s  %s of %s jobs settled: done %s, dead %s; ready %s, delayed %s; runs to be retried %s\n",
+        printf "%4d s  %s of %s jobs settled: done %s, dead %s, retried %s; ready %s, delayed %s\n",
             seconds, commas(settled), commas(total), commas(all_done), commas(all_dead),
-            commas(all_ready), commas(delayed), commas(all_retried)
+            commas(all_retried), commas(all_ready), commas(delayed)
         exit
     }
     printf "  %s %3d %%   %s of %s jobs settled   %d s\n", bar(settled, total, 24),
         total ? int(100 * settled / total) : 0, commas(settled), commas(total), seconds
     printf "  %-10s %9s %9s %9s %9s\n", "queue", "ready", "done", "retried", "dead"
-    for (i = 1; i <= queues; i++) {
+    count = split(queues, order, " ")
+    for (i = 1; i <= count; i++) {
         name = order[i]
         printf "  %-10s %9s %9s %9s %9s\n", name, commas(ready[name]), commas(done[name]),
             commas(retried[name]), commas(dead[name])

@@ -3,6 +3,8 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2034,SC2154 # variables of demo.sh
 
+MOST_SECONDS=150 # from the first publish of the burst on
+
 look_at_terminal() {
     terminal='' utf8='' bold='' green='' red='' dim='' plain='' tick=ok cross=NO
     case ${LC_ALL:-${LC_CTYPE:-${LANG:-}}} in
@@ -16,12 +18,21 @@ look_at_terminal() {
 }
 
 title() { printf '\n%s%s%s\n' "$bold" "$1" "$plain"; }
-line() { printf '  %-10s %s\n' "$1" "$2"; }
+line() { printf '  %-11s %s\n' "$1" "$2"; }
 remark() { printf '  %s%s%s\n' "$dim" "$1" "$plain"; }
 commas() { printf '%s' "$1" | sed -e :a -e 's/\(.*[0-9]\)\([0-9]\{3\}\)/\1,\2/;ta'; }
 
-# command_line COMMAND JOBS
-command_line() { printf '  %s$%s %-60s %6s jobs\n' "$dim" "$plain" "$1" "$(commas "$2")"; }
+# command_line COMMAND [JOBS]: what is being done, as a person would type it.
+command_line() { with_count "$ $1" "${@:2}"; }
+
+# with_count TEXT [JOBS]
+with_count() {
+    if [ $# -eq 2 ]; then
+        printf '  %-65s %6s jobs\n' "$1" "$(commas "$2")"
+    else
+        printf '  %s\n' "$1"
+    fi
+}
 
 # verdict YES|NO TEXT: with a tick or a cross. A cross makes the demo end with exit code 1.
 verdict() {
@@ -36,23 +47,22 @@ verdict() {
 # watch CONDITION...: shows how far it is, until the command CONDITION succeeds.
 # Fails if the time is over before that.
 watch() {
-    local drawn='' shown_at=-5 now
+    local frame='' shown_at=-5 now
     while :; do
         take_stock
         now=$((SECONDS - began))
         if [ "$terminal" ]; then
-            [ -z "$drawn" ] || printf '\033[%sA' "$drawn"
-            printf '\033[?25l'
-            draw table | sed $'s/$/\033[K/'
-            printf '\033[?25h'
-            drawn=$((3 + queue_count))
+            # Over the one before, which has as many lines.
+            [ -z "$frame" ] || printf '\033[%sA' $(($(printf '%s\n' "$frame" | wc -l)))
+            frame=$(draw table)
+            printf '%s\n' "$frame" | sed $'s/$/\033[K/'
         fi
         if "$@"; then break; fi
         if [ -z "$terminal" ] && [ $now -ge $((shown_at + 5)) ]; then
             draw line
             shown_at=$now
         fi
-        if [ $now -ge "$MOST_SECONDS" ]; then
+        if is_late; then
             remark "$MOST_SECONDS s have passed; what is still under way is counted as such"
             return 1
         fi
@@ -62,14 +72,17 @@ watch() {
     [ "$terminal" ] || draw line
 }
 
-# take_stock: asks the broker what waits, and the worker's log what is done.
+is_late() { [ $((SECONDS - began)) -ge $MOST_SECONDS ]; }
+
+# take_stock: asks the worker's log what is done, and the broker what waits.
 take_stock() {
-    forebay queues --output json >"$tmp/queues.new" 2>/dev/null && mv "$tmp/queues.new" "$tmp/queues"
     LC_ALL=C awk -v start="$start" -f docker/demo/tally.awk "$tmp"/worker-*.log >"$tmp/tally"
+    forebay queues --output json >"$tmp/queues.new" 2>/dev/null && mv "$tmp/queues.new" "$tmp/queues"
 }
 
 draw() {
     LC_ALL=C awk -v as="$1" -v utf8="$utf8" -v seconds=$((SECONDS - began)) \
+        -v queues="$(sed -n 's/^\[queues\.\(.*\)\]$/\1/p' "$tmp/forebay.toml" | tr '\n' ' ')" \
         -f docker/demo/numbers.awk -f docker/demo/screen.awk \
         what=plan "$tmp/plan" what=tally "$tmp/tally" what=queues "$tmp/queues"
 }

@@ -20,6 +20,7 @@ stop_everything() {
 
 stop_broker() {
     if [ "$container" ]; then
+        [ -z "$starting" ] || wait "$starting" 2>/dev/null || true
         docker rm --force --volumes "$container" >/dev/null 2>&1 ||
             say "the container is still there: docker rm --force --volumes $container"
     fi
@@ -56,34 +57,47 @@ arguments_of() {
     fi 2>/dev/null || true
 }
 
-# A broker that was given stays as it was found: everything of our namespace goes.
+# A broker that was given stays as it was found: everything of our namespace goes. `forebay` only
+# declares, so it takes the management API, if there is one.
 leave_broker() {
+    local url
     [ "$declared" ] || return 0
-    if [ "$management_url" ] && command -v curl >/dev/null && delete_namespace; then
-        say "broker: removed all of $FOREBAY_NAMESPACE"
-        return
-    fi
-    say "broker: the queues and exchanges of $FOREBAY_NAMESPACE are still there. RabbitMQ's management page removes them,"
-    say "  and so does its command line, where the broker runs:"
-    say "  rabbitmqctl -q list_queues name | grep '^$FOREBAY_NAMESPACE\\.' | xargs -n 1 rabbitmqctl delete_queue"
-    say "  With FOREBAY_MANAGEMENT_URL=http://user:password@host:15672 the demo removes them by itself."
+    for url in "$management_url" "$(local_management)"; do
+        if [ "$url" ] && delete_namespace "${url%/}"; then
+            say "broker: removed all of $FOREBAY_NAMESPACE"
+            return
+        fi
+    done
+    say "broker: the queues and exchanges of $FOREBAY_NAMESPACE are still there. The demo removes them"
+    say "  by itself if FOREBAY_MANAGEMENT_URL=http://user:password@host:15672 is set. By hand:"
+    say "  rabbitmqctl -q list_queues name | grep '^$FOREBAY_NAMESPACE\.' | xargs -n 1 rabbitmqctl delete_queue"
+    say "  and the exchanges on RabbitMQ's management page"
 }
 
-# By the management API: `forebay` declares, and deletes nothing.
+# Where the management API is if nobody has changed that, for a broker on this machine.
+local_management() {
+    printf '%s' "$AMQP_URL" |
+        sed -nE 's#^amqp://(([^@/]*)@)?(127\.0\.0\.1|localhost)(:[0-9]+)?([/?].*)?$#http://\2@\3:15672#p' |
+        sed 's#//@#//guest:guest@#'
+}
+
+# delete_namespace MANAGEMENT_URL. Fails unless there was something: it may be another broker's.
 delete_namespace() {
-    local vhost what name
-    vhost=$(printf '%s' "$AMQP_URL" | sed -n 's#^amqps\{0,1\}://[^/]*/\([^?]*\).*#\1#p')
+    local vhost what name deleted=''
+    vhost=$(printf '%s' "$AMQP_URL" | sed -nE 's#^amqps?://[^/]*/([^?]+).*#\1#p')
     vhost=${vhost:-%2F}
     for what in queues exchanges; do
-        for name in $(ask "$what/$vhost?columns=name" | grep -o '"name":"[^"]*"' | cut -d '"' -f 4 |
+        for name in $(ask "$1/api/$what/$vhost?columns=name" | grep -o '"name":"[^"]*"' | cut -d '"' -f 4 |
             grep "^$FOREBAY_NAMESPACE\($\|\.\)"); do
-            ask "$what/$vhost/$name" --request DELETE || return 1
+            ask "$1/api/$what/$vhost/$name" --request DELETE || return 1
+            deleted=1
         done
     done
+    [ "$deleted" ]
 }
 
-# The URL holds a password, which other users would see among the arguments.
+# ask URL ARGUMENTS FOR curl...: the URL holds a password, which others would see among arguments.
 ask() {
-    printf 'url = "%s/api/%s"\n' "${management_url%/}" "$1" |
-        curl --silent --show-error --fail --globoff --max-time 10 --config - "${@:2}"
+    printf 'url = "%s"\n' "$1" |
+        curl --silent --fail --globoff --noproxy '*' --max-time 10 --config - "${@:2}" 2>/dev/null
 }
