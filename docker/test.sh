@@ -102,7 +102,8 @@ choose_python() {
     export FOREBAY_PYTHON
 }
 
-documentation() { RUSTDOCFLAGS="-D warnings" cargo doc --workspace --all-features --no-deps --locked; }
+# Of the libraries: what stands over the arguments of a program is its --help.
+documentation() { RUSTDOCFLAGS="-D warnings" cargo doc --workspace --lib --all-features --no-deps --locked; }
 
 dependencies() {
     if cargo deny --version >/dev/null 2>&1; then
