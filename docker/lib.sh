@@ -35,6 +35,9 @@ apt_get() {
     output=$(DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120 "$@" </dev/null 2>&1)
 }
 
+# macOS has none. There we wait for as long as it takes.
+command -v timeout >/dev/null || timeout() { shift && "$@"; }
+
 docker_answers() { timeout 20 docker info >/dev/null 2>&1; }
 
 # ensure_docker: afterwards `docker` talks to a daemon, or the script has ended.

@@ -653,7 +653,7 @@ roots = ["files", "/srv"]
             (
                 "[functions]\n\"\" = { exec = [\"true\"] }",
                 &[
-                    "2:1: kind \"\" cannot travel with a job; name it with 1 to 255 printable characters",
+                    "2:1: kind \"\" cannot travel with a job; name it with 1 to 200 characters and no spaces",
                 ],
             ),
             ("[[functions]]\nexec = [\"true\"]", &["1:1: `functions` is a list, not a table"]),

@@ -121,10 +121,10 @@ impl Function {
 }
 
 fn check_kind(kind: &str, section: &Section<'_, '_>) {
-    if kind.is_empty() || kind.len() > 255 || kind.chars().any(char::is_control) {
+    if forebay_producer::check_kind(kind).is_err() {
         section.fault(
             format!("kind {kind:?} cannot travel with a job"),
-            "name it with 1 to 255 printable characters, as noun.verb",
+            "name it with 1 to 200 characters and no spaces, as noun.verb",
         );
     }
 }
