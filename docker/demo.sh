@@ -124,6 +124,7 @@ build() {
 # Where cargo has put a program: its settings may say elsewhere than target/release.
 built() { sed -n 's#.*"executable":"\([^"]*/'"$1"'\)".*#\1#p' "$tmp/build.json"; }
 
+# Redirect it only in parentheses: if Ctrl-C comes meanwhile, what is said then would be redirected too.
 forebay() { "$forebay" --config "$tmp/forebay.toml" "$@"; }
 
 tell_of_keep() {

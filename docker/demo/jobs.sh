@@ -84,7 +84,7 @@ numbered() { awk -v name="$1" -v n="$2" 'BEGIN { for (i = 1; i <= n; i++) printf
 
 # publish KIND ARGUMENTS FOR forebay publish...: ends when all is confirmed.
 publish() {
-    forebay publish "$@" --output json >"$(mktemp "$tmp/published/XXXXXX")" 2>>"$tmp/publish.log" ||
+    (forebay publish "$@" --output json) >"$(mktemp "$tmp/published/XXXXXX")" 2>>"$tmp/publish.log" ||
         remark "some jobs of $1 were not published: $(tail -n 1 "$tmp/publish.log")"
 }
 

@@ -77,7 +77,7 @@ is_late() { [ $((SECONDS - began)) -ge $MOST_SECONDS ]; }
 # take_stock: asks the worker's log what is done, and the broker what waits.
 take_stock() {
     LC_ALL=C awk -v start="$start" -f docker/demo/tally.awk "$tmp"/worker-*.log >"$tmp/tally"
-    forebay queues --output json >"$tmp/queues.new" 2>/dev/null && mv "$tmp/queues.new" "$tmp/queues"
+    (forebay queues --output json) >"$tmp/queues.new" 2>/dev/null && mv "$tmp/queues.new" "$tmp/queues"
 }
 
 draw() {

@@ -389,6 +389,12 @@ impl Envelope {
             + headers::table_bytes(&self.header_table())
     }
 
+    /// Whether headers of any length may be on it; all others are small.
+    pub(crate) fn has_open_headers(&self) -> bool {
+        let words = self.idempotency_key.is_some() || self.owner.is_some();
+        words || !self.failures.is_empty() || !self.foreign.inner().is_empty()
+    }
+
     /// Whether the job's time has passed at `now_ms`.
     pub fn expired(&self, now_ms: u64) -> bool {
         self.expires_at_ms.is_some_and(|at| at <= now_ms)
