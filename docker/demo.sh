@@ -81,7 +81,7 @@ main() {
     kill_worker
     title "Waiting for the last"
     remark "a deploy may yet bring video.encode: it is put off for 1, 5 and 25 s"
-    watch nothing_left || true
+    watch nothing_left || give_back
 
     title "What became of the jobs"
     show_jobs

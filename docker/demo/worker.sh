@@ -55,6 +55,12 @@ start_worker() {
     line "its log" "$log"
 }
 
+# The broker does not count what a worker has in its hands. A worker that ends gives it back.
+give_back() {
+    end "$worker" 30
+    take_stock
+}
+
 worker_lives() {
     kill -0 "$worker" 2>/dev/null ||
         die "the worker has ended by itself; the end of its log: $(tail -n 5 "$log")" "please report it"
