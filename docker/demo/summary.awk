@@ -41,5 +41,5 @@ END {
 }
 
 function row(kind, jobs, done, retried, dead, why) {
-    printf "  %-14s%7s%7s%9s%5s  %s\n", kind, jobs, done, retried, dead, why
+    printf "  %-14s%7s%7s%9s%5s%s\n", kind, jobs, done, retried, dead, why ? "  " why : ""
 }
