@@ -38,13 +38,8 @@ async fn ctrl_c(child: &Child) {
 #[tokio::test]
 async fn a_bulk_publish_says_from_which_line_to_continue_when_the_broker_goes_away() {
     let broker = broker().await;
-    let (user, rest) = broker.url().rsplit_once('@').expect("a URL with a user");
-    let (address, vhost) = rest.split_once('/').unwrap_or((rest, ""));
-    let proxy = Proxy::to(address).await;
-    let through = proxy.url();
-    let (_, through) = through.rsplit_once('@').expect("a URL with a user");
-    let through = through.split('/').next().expect("an address");
-    let call = somewhere(&format!("{user}@{through}/{vhost}"), &BULK);
+    let proxy = Proxy::to(&broker.address()).await;
+    let call = somewhere(&proxy.url(), &BULK);
     let mut child = call.env("FOREBAY_NAMESPACE", broker.namespace()).start();
 
     let mut stdin = ten_published(&broker, &mut child).await;

@@ -8,7 +8,7 @@ use forebay_producer::{Job, Producer, PublishError};
 use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 
-use crate::support::{Plain, address, note, through, within};
+use crate::support::{Plain, note, through, within};
 
 #[tokio::test]
 async fn twenty_thousand_jobs_are_all_confirmed_and_all_there() {
@@ -65,7 +65,7 @@ async fn of_many_failures_only_the_first_thousand_are_kept() {
 #[tokio::test]
 async fn with_the_broker_away_it_stops_and_says_where_to_go_on() {
     let broker = broker().await;
-    let proxy = Proxy::to(address(broker.url())).await;
+    let proxy = Proxy::to(&broker.address()).await;
     let config = through(&proxy.url(), &broker.config()).publish_deadline(Duration::from_secs(10));
     let producer = Producer::new(&config);
     producer.declare("notes", Default::default()).await.unwrap();

@@ -14,7 +14,7 @@ use lapin::options::{BasicGetOptions, BasicRejectOptions};
 use tokio::sync::Notify;
 
 use crate::support::{
-    Plain, address, eventually, header_names, ids, publish_to, read, soon, through, within,
+    Plain, eventually, header_names, ids, publish_to, read, soon, through, within,
 };
 
 struct Bench {
@@ -317,7 +317,7 @@ async fn a_redrive_that_is_dropped_half_way_loses_nothing() {
 #[tokio::test]
 async fn a_redrive_that_loses_its_connection_loses_nothing_and_can_be_done_again() {
     let bench = Bench::with(200).await;
-    let proxy = Proxy::to(address(bench.broker.url())).await;
+    let proxy = Proxy::to(&bench.broker.address()).await;
     let letters = DeadLetters::new(&through(&proxy.url(), &bench.broker.config()));
     let progress = |done: &Done| {
         if done.done == 50 {

@@ -12,8 +12,8 @@ use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::support::{
-    PATIENCE, Plain, address, eventually, ids, kill_and_revive, note, own_broker, publish,
-    publish_to, through, within,
+    PATIENCE, Plain, eventually, ids, kill_and_revive, note, own_broker, publish, publish_to,
+    through, within,
 };
 
 fn within_secs(secs: u64) -> PublishOptions {
@@ -90,7 +90,7 @@ async fn what_a_broker_had_confirmed_before_it_was_killed_is_still_there() {
 #[tokio::test]
 async fn a_connection_that_is_cut_again_and_again_loses_nothing() {
     let broker = broker().await;
-    let proxy = Proxy::to(address(broker.url())).await;
+    let proxy = Proxy::to(&broker.address()).await;
     let producer = Producer::new(&through(&proxy.url(), &broker.config()));
     let mut confirmed = BTreeSet::new();
     for _ in 0..8 {
@@ -104,7 +104,7 @@ async fn a_connection_that_is_cut_again_and_again_loses_nothing() {
 #[tokio::test]
 async fn a_lone_publish_outlives_a_cut_too() {
     let broker = broker().await;
-    let proxy = Proxy::to(address(broker.url())).await;
+    let proxy = Proxy::to(&broker.address()).await;
     let producer = Producer::new(&through(&proxy.url(), &broker.config()));
     let mut confirmed = BTreeSet::new();
     for n in 0..60 {
@@ -122,7 +122,7 @@ async fn a_lone_publish_outlives_a_cut_too() {
 #[tokio::test]
 async fn on_a_half_open_connection_publishes_end_by_their_deadline_and_later_ones_work() {
     let broker = broker().await;
-    let proxy = Proxy::to(address(broker.url())).await;
+    let proxy = Proxy::to(&broker.address()).await;
     let producer = Producer::new(&through(&proxy.url(), &broker.config()));
     producer.publish(&note(0)).await.unwrap();
     proxy.hold();
@@ -139,7 +139,7 @@ async fn on_a_half_open_connection_publishes_end_by_their_deadline_and_later_one
 #[tokio::test]
 async fn publishes_that_must_declare_end_by_their_deadline_too() {
     let broker = broker().await;
-    let proxy = Proxy::to(address(broker.url())).await;
+    let proxy = Proxy::to(&broker.address()).await;
     let producer = Producer::new(&through(&proxy.url(), &broker.config()));
     producer.publish(&note(0)).await.unwrap();
     proxy.hold();
@@ -158,7 +158,7 @@ async fn publishes_that_must_declare_end_by_their_deadline_too() {
 #[tokio::test]
 async fn a_declaration_that_is_not_answered_ends_by_the_deadline() {
     let broker = broker().await;
-    let proxy = Proxy::to(address(broker.url())).await;
+    let proxy = Proxy::to(&broker.address()).await;
     for round in 0..6 {
         let producer = Producer::new(&through(&proxy.url(), &broker.config()));
         producer.publish(&note(0)).await.unwrap();
@@ -178,7 +178,7 @@ async fn a_declaration_that_is_not_answered_ends_by_the_deadline() {
 #[tokio::test]
 async fn publishes_that_must_declare_wait_for_the_broker_like_any_other() {
     let broker = broker().await;
-    let proxy = Proxy::to(address(broker.url())).await;
+    let proxy = Proxy::to(&broker.address()).await;
     let producer = Producer::new(&through(&proxy.url(), &broker.config()));
     let publishes = (0..40).map(|n| {
         let options = within_secs(PATIENCE.as_secs()).queue(format!("new-{}", n % 8));
@@ -238,7 +238,7 @@ async fn publishes_wait_for_a_broker_that_is_not_there_yet() {
         let mut status = producer.link().status();
         status.wait_for(|status| status.last_fault.is_some()).await.unwrap();
         let listener = TcpListener::bind(here).await.unwrap();
-        let target = address(broker.url()).to_owned();
+        let target = broker.address();
         loop {
             let (mut client, _) = listener.accept().await.unwrap();
             let mut server = TcpStream::connect(&target).await.unwrap();
@@ -255,15 +255,15 @@ async fn publishes_wait_for_a_broker_that_is_not_there_yet() {
 #[tokio::test]
 async fn of_several_hosts_one_that_answers_is_enough() {
     let broker = broker().await;
-    let live = address(broker.url());
-    let url = broker.url().replace(live, &format!("127.0.0.1:1,{live},127.0.0.1:2"));
+    let live = broker.address();
+    let url = broker.url().replace(&live, &format!("127.0.0.1:1,{live},127.0.0.1:2"));
     let producer = Producer::connect(&through(&url, &broker.config())).await.unwrap();
     producer.publish(&note(1)).await.unwrap();
 }
 
 /// A configuration with a password that is wrong.
 fn refused(broker: &Broker, patience: Duration) -> Config {
-    let url = format!("amqp://guest:hush-hush@{}/%2f", address(broker.url()));
+    let url = format!("amqp://guest:hush-hush@{}/%2f", broker.address());
     through(&url, &broker.config()).access_patience(patience)
 }
 

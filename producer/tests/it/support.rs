@@ -78,12 +78,6 @@ pub(crate) async fn eventually(what: &str, mut so: impl AsyncFnMut() -> bool) {
     .await;
 }
 
-/// `host:port` of a broker's URL.
-pub(crate) fn address(url: &str) -> &str {
-    let authority = url.rsplit_once('@').map_or(url, |(_, rest)| rest);
-    authority.split('/').next().expect("split gives at least one part")
-}
-
 /// The same namespace through another URL.
 pub(crate) fn through(url: &str, config: &Config) -> Config {
     let config = Config::new(url).unwrap().namespace(config.topology().namespace());
