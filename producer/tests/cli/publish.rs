@@ -50,6 +50,19 @@ async fn the_manifest_says_which_queue_a_kind_waits_on() {
 }
 
 #[tokio::test]
+async fn a_kind_that_the_manifest_does_not_know_is_told_with_the_one_that_may_be_meant() {
+    let broker = broker().await;
+    let manifest = "[functions.\"email.send\"]\nqueue = \"mail\"\nexec = [\"true\"]";
+    let call = forebay(&broker, &["publish", "email.sent", "{}", "--output", "json"]);
+    let ran = call.manifest(manifest).succeed().await;
+    assert_eq!(ran.json()["queue"], "default");
+    assert!(ran.err.contains("no function `email.sent`"), "{}", ran.err);
+    assert!(ran.err.contains("did you mean `email.send`?"), "{}", ran.err);
+    let silent = forebay(&broker, &["publish", "email.sent", "{}"]).succeed().await;
+    assert_eq!(silent.err, "", "without a manifest there is nothing to compare with");
+}
+
+#[tokio::test]
 async fn data_comes_from_standard_input_if_there_is_no_other() {
     let broker = broker().await;
     for arguments in [&["publish", "a.b", "-"][..], &["publish", "a.b"]] {
