@@ -82,7 +82,13 @@ install_needs() {
     command -v pkg-config >/dev/null || apt_install pkg-config
     # The tests of what other languages see publish and consume with pika.
     python_with_pika >/dev/null || apt_install python3 python3-pika
+    # The stores of idempotency keys: the tests start servers of their own from these packages.
+    [ -n "${FOREBAY_TEST_REDIS_URL:-}" ] || command -v redis-server >/dev/null || apt_install redis-server
+    [ -n "${FOREBAY_TEST_POSTGRES_URL:-}" ] || has_postgres || apt_install postgresql
 }
+
+# Debian keeps the programs of each version apart.
+has_postgres() { command -v initdb >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; }
 
 # The python3 on the PATH may be another one than Debian's, without Debian's python3-pika.
 python_with_pika() {

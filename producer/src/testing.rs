@@ -1,5 +1,6 @@
-//! The one door to a broker for tests (feature `testing`).
+//! The one door to servers for tests (feature `testing`).
 //! In: `AMQP_URL`, or a Docker engine. Out: a real RabbitMQ with a namespace that nobody else uses.
+//! In the same way a Redis and a PostgreSQL, from the distribution's packages.
 //!
 //! ```no_run
 //! # async fn a_test() {
@@ -15,7 +16,10 @@
 //! `docker rm -f $(docker ps -aq --filter label=forebay.test)` removes it.
 
 mod container;
+mod postgres;
 mod proxy;
+mod redis;
+mod server;
 
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
@@ -26,7 +30,9 @@ use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 pub use self::container::{OwnBroker, broker_of_its_own};
+pub use self::postgres::{Postgres, postgres, postgres_of_its_own};
 pub use self::proxy::Proxy;
+pub use self::redis::{Redis, redis, redis_of_its_own};
 use crate::config::Config;
 use crate::link::connection::Link;
 use crate::link::io;
