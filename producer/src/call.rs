@@ -41,10 +41,24 @@ impl Producer {
         job: &J,
         patience: Duration,
     ) -> Result<T, CallError> {
+        self.call_with(job, PublishOptions::new(), patience).await
+    }
+
+    /// As [`Producer::call`], with options; an idempotency key gives the same answer to each caller.
+    /// Id, deadline and address of the answer are the call's own.
+    ///
+    /// # Errors
+    /// As [`Producer::call`].
+    pub async fn call_with<J: Job, T: DeserializeOwned>(
+        &self,
+        job: &J,
+        options: PublishOptions,
+        patience: Duration,
+    ) -> Result<T, CallError> {
         let deadline = after(patience);
         let id = new_id();
         let (channel, mut answers, address) = self.listen(&id, deadline).await?;
-        let options = PublishOptions::new().id(&id).deadline(patience).reply_to(address);
+        let options = options.id(&id).deadline(patience).reply_to(address);
         self.publish_with(job, options).await?;
         let answer = time::timeout_at(deadline, answers.next()).await;
         // The queue is exclusive: it goes with its consumer.
