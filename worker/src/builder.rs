@@ -15,6 +15,7 @@ use crate::context::Context;
 use crate::error::{BuildError, JobResult};
 use crate::execute::App;
 use crate::handler::{Handler, HandlerOptions, Output, Registry, cores};
+use crate::idempotency::Idempotency;
 use crate::middleware::{Middleware, Next};
 use crate::runtime::Worker;
 use crate::verdict::MOST_CRASHES;
@@ -120,6 +121,7 @@ pub struct WorkerBuilder<S> {
     name: Option<String>,
     queues: BTreeMap<String, QueueOptions>,
     middleware: Vec<Middleware<S>>,
+    idempotency: Option<Idempotency>,
     registry: Registry<S>,
     grace: Duration,
     consumer_timeout: Duration,
@@ -134,6 +136,7 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
             name: None,
             queues: BTreeMap::new(),
             middleware: Vec::new(),
+            idempotency: None,
             registry: Registry::new(),
             grace: Duration::from_secs(25),
             consumer_timeout: Duration::from_secs(30 * 60),
@@ -165,6 +168,13 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
         Fut: Future<Output = JobResult<Output>> + Send + 'static,
     {
         self.middleware.push(Arc::new(move |cx, next| middleware(cx, next).boxed()));
+        self
+    }
+
+    /// Runs each job once for its key; see [`Idempotency`]. It applies to every handler but those
+    /// with [`HandlerOptions::idempotent`]`(false)`. Default: none, jobs run at least once.
+    pub fn idempotency(mut self, rules: Idempotency) -> Self {
+        self.idempotency = Some(rules);
         self
     }
 
@@ -259,6 +269,7 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
             state: Arc::new(self.state),
             registry: self.registry,
             middleware: self.middleware.into(),
+            idempotency: self.idempotency,
             name: self.name.unwrap_or_else(host_and_pid),
         };
         Ok(Worker {
@@ -302,6 +313,9 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
             self.faults.push("no queue to consume; add `.queue(\"default\", …)`".to_owned());
         }
         let mut faults = Vec::new();
+        if let Some(rules) = &self.idempotency {
+            faults.extend(rules.faults().map(|fault| format!("idempotency: {fault}")));
+        }
         for (queue, options) in &self.queues {
             faults.extend(check_queue_name(queue).err().map(|error| error.to_string()));
             faults.extend(options.faults().map(|fault| format!("queue `{queue}`: {fault}")));

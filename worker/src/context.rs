@@ -2,6 +2,7 @@
 //! In: a delivery's envelope and the worker's shared parts. Out: a cheap handle to all of them.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use serde::Serialize;
 use serde_json::Value;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{self, Instant};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::debug;
 
 /// A handler's surroundings: shared state, facts about the job, its deadline, a producer.
@@ -29,6 +30,12 @@ pub(crate) struct Run<S> {
     pub(crate) progress: Mutex<Option<Value>>,
     /// The handler's place, if it has a limit; a blocking handler's thread takes it along.
     place: Mutex<Option<OwnedSemaphorePermit>>,
+    /// Cancelled when the thread of a blocking handler ends.
+    thread: Mutex<Option<CancellationToken>>,
+    /// The number of the claim that the run has, once it is known; see [`Context::claim_number`].
+    claim: OnceLock<u64>,
+    /// The handler found that its work was done before.
+    duplicate: AtomicBool,
 }
 
 impl<S> Context<S> {
@@ -39,9 +46,50 @@ impl<S> Context<S> {
         cancelled: CancellationToken,
         producers: Arc<LazyProducer>,
     ) -> Self {
-        let (progress, place) = (Mutex::default(), Mutex::default());
-        let run = Run { state, envelope, deadline, cancelled, producers, progress, place };
+        let run = Run {
+            state,
+            envelope,
+            deadline,
+            cancelled,
+            producers,
+            progress: Mutex::default(),
+            place: Mutex::default(),
+            thread: Mutex::default(),
+            claim: OnceLock::new(),
+            duplicate: AtomicBool::new(false),
+        };
         Self { run: Arc::new(run) }
+    }
+
+    pub(crate) fn put_claim(&self, number: u64) {
+        _ = self.run.claim.set(number);
+    }
+
+    /// Notes that a thread runs the handler. It has ended when the guard is dropped.
+    pub(crate) fn begin_thread(&self) -> DropGuard {
+        let ended = CancellationToken::new();
+        *self.run.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(ended.clone());
+        ended.drop_guard()
+    }
+
+    /// Tells the end of the thread that still runs the handler, if one does.
+    pub(crate) fn thread_ended(&self) -> Option<CancellationToken> {
+        let thread = self.run.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        thread.clone().filter(|ended| !ended.is_cancelled())
+    }
+
+    #[cfg_attr(not(feature = "postgres"), expect(dead_code, reason = "the inbox notes it"))]
+    pub(crate) fn note_duplicate(&self) {
+        self.run.duplicate.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_duplicate(&self) -> bool {
+        self.run.duplicate.load(Ordering::Relaxed)
+    }
+
+    #[cfg_attr(not(feature = "postgres"), expect(dead_code, reason = "the inbox asks for it"))]
+    pub(crate) fn namespace(&self) -> &str {
+        self.run.producers.namespace()
     }
 
     pub(crate) fn put_place(&self, place: Option<OwnedSemaphorePermit>) {
@@ -96,6 +144,13 @@ impl<S> Context<S> {
     /// The sender's key for this piece of work, if it gave one.
     pub fn idempotency_key(&self) -> Option<&str> {
         self.run.envelope.idempotency_key.as_deref()
+    }
+
+    /// The number of this run's claim, with [`Idempotency`](crate::Idempotency): each run of the
+    /// same key has a larger one than the run before. Whoever keeps the largest it has seen, and
+    /// refuses writes with a smaller one, is safe from a run that comes late.
+    pub fn claim_number(&self) -> Option<u64> {
+        self.run.claim.get().copied()
     }
 
     /// A header of the sender's own, as text.
@@ -178,6 +233,10 @@ impl LazyProducer {
     /// A worker was let in before it needs this: its producer waits as the worker does, for ever.
     pub(crate) fn new(config: Config) -> Self {
         Self { config: config.access_patience(Duration::MAX), producer: OnceLock::new() }
+    }
+
+    pub(crate) fn namespace(&self) -> &str {
+        self.config.topology().namespace()
     }
 
     pub(crate) fn get(&self) -> &Producer {

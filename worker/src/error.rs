@@ -41,6 +41,8 @@ pub(crate) enum Then {
     RetryAfter(Duration),
     /// After this time, without using an attempt.
     Defer(Duration),
+    /// After this time, without using anything: another run has the job's key.
+    Wait(Duration),
     /// Dead letter now.
     Reject,
 }
@@ -67,6 +69,12 @@ impl JobError {
     pub fn defer(delay: Duration) -> Self {
         let cause = anyhow::anyhow!("put off by {}", humantime::format_duration(delay));
         Self { then: Then::Defer(delay), cause }
+    }
+
+    /// Puts the job off by about `delay` for as long as it takes.
+    #[cfg_attr(not(feature = "postgres"), expect(dead_code, reason = "the inbox waits"))]
+    pub(crate) fn wait(delay: Duration) -> Self {
+        Self { then: Then::Wait(delay), cause: anyhow::anyhow!("another run has this job's key") }
     }
 
     /// Replaces the cause, keeping what is to happen.

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::context::{Context, LazyProducer};
 use crate::error::JobError;
 use crate::handler::{Handler, Output, Ready, Registry, Undecoded};
+use crate::idempotency::{Guard, Idempotency};
 use crate::middleware::{Middleware, Next};
 use crate::retry::Retry;
 use crate::running::Running;
@@ -25,6 +26,7 @@ pub(crate) struct App<S> {
     pub(crate) state: Arc<S>,
     pub(crate) registry: Registry<S>,
     pub(crate) middleware: Arc<[Middleware<S>]>,
+    pub(crate) idempotency: Option<Idempotency>,
     /// `host/pid`, as it is recorded on failures.
     pub(crate) name: String,
 }
@@ -48,6 +50,11 @@ pub(crate) enum Outcome {
     Expired,
     /// We are ending, or the broker has taken the job back: no verdict on the job.
     Cancelled,
+    /// A job with the same key was done before; with its result, if that was kept.
+    Duplicate(Option<Output>),
+    /// Not run, or not to an end, because another run has its key or the store of keys does not
+    /// answer: it comes again after this time.
+    Waits(Duration),
 }
 
 impl<S: Send + Sync + 'static> App<S> {
@@ -73,25 +80,58 @@ impl<S: Send + Sync + 'static> App<S> {
     ) -> (Outcome, Context<S>) {
         let handler = self.handler(&envelope).cloned();
         let timeout = handler.as_ref().map_or(Duration::ZERO, |handler| handler.options.timeout);
-        let deadline = after(timeout);
+        let namespace = producers.namespace();
+        // Before the clock of the handler's timeout starts.
+        let admitted = match self.prepare(handler.as_deref(), &envelope, now_ms) {
+            Ok(ready) => {
+                match self.enter(handler.as_deref(), namespace, &envelope, cancelled).await {
+                    Ok(guard) => Ok((ready, guard)),
+                    Err(outcome) => Err(outcome),
+                }
+            }
+            Err(outcome) => Err(outcome),
+        };
+        let stop = match &admitted {
+            Ok((_, Some(guard))) => guard.stop().clone(),
+            _ => cancelled.clone(),
+        };
         let (state, producers) = (Arc::clone(&self.state), Arc::clone(producers));
-        let cx = Context::new(state, envelope, deadline, cancelled.clone(), producers);
+        let cx = Context::new(state, envelope, after(timeout), stop.clone(), producers);
         cx.put_place(place);
         let _listed = running.begin(&cx);
-        let outcome = match self.prepare(handler.as_deref(), &cx, now_ms) {
-            Ok(ready) => self.attempt(ready, cx.clone(), timeout, cancelled).await,
+        let outcome = match admitted {
             Err(outcome) => outcome,
+            Ok((ready, None)) => self.attempt(ready, cx.clone(), timeout, &stop).await,
+            Ok((ready, Some(guard))) => {
+                cx.put_claim(guard.number());
+                let outcome = self.attempt(ready, cx.clone(), timeout, &stop).await;
+                guard.leave(outcome, cx.thread_ended()).await
+            }
         };
         (outcome, cx)
+    }
+
+    async fn enter(
+        &self,
+        handler: Option<&Handler<S>>,
+        namespace: &str,
+        job: &Envelope,
+        cancelled: &CancellationToken,
+    ) -> Result<Option<Guard>, Outcome> {
+        match &self.idempotency {
+            Some(rules) if handler.is_some_and(|handler| handler.options.idempotent) => {
+                Guard::enter(rules, namespace, job, cancelled).await
+            }
+            _ => Ok(None),
+        }
     }
 
     fn prepare(
         &self,
         handler: Option<&Handler<S>>,
-        cx: &Context<S>,
+        envelope: &Envelope,
         now_ms: u64,
     ) -> Result<Ready<S>, Outcome> {
-        let envelope = cx.envelope();
         if envelope.expired(now_ms) {
             return Err(Outcome::Expired);
         }
@@ -119,7 +159,7 @@ impl<S: Send + Sync + 'static> App<S> {
         timeout: Duration,
         cancelled: &CancellationToken,
     ) -> Outcome {
-        let deadline = cx.deadline();
+        let (deadline, seen) = (cx.deadline(), cx.clone());
         // Called inside the future, so that a panic before the first await is caught as well.
         let chain = Next::new(Arc::clone(&self.middleware), ready);
         let run = AssertUnwindSafe(async move { chain.run(cx).await }).catch_unwind();
@@ -128,6 +168,7 @@ impl<S: Send + Sync + 'static> App<S> {
             None => Outcome::Cancelled,
             Some(Err(_)) => Outcome::TimedOut(timeout),
             Some(Ok(Err(panic))) => Outcome::Panicked(panic_message(panic.as_ref())),
+            Some(Ok(Ok(Ok(output)))) if seen.is_duplicate() => Outcome::Duplicate(Some(output)),
             Some(Ok(Ok(Ok(output)))) => Outcome::Done(output),
             Some(Ok(Ok(Err(error)))) => Outcome::Failed(error),
         }

@@ -34,6 +34,7 @@ pub struct HandlerOptions {
     pub(crate) retry: Retry,
     pub(crate) concurrency: Option<usize>,
     pub(crate) queue: Option<String>,
+    pub(crate) idempotent: bool,
 }
 
 impl Default for HandlerOptions {
@@ -43,6 +44,7 @@ impl Default for HandlerOptions {
             retry: Retry::default(),
             concurrency: None,
             queue: None,
+            idempotent: true,
         }
     }
 }
@@ -69,6 +71,13 @@ impl HandlerOptions {
     /// allows; for a blocking handler, the number of cores.
     pub fn concurrency(mut self, most: usize) -> Self {
         self.concurrency = Some(most);
+        self
+    }
+
+    /// Sets whether the worker's [`Idempotency`](crate::Idempotency) applies to this handler.
+    /// Default: `true`; of no meaning to a worker without one.
+    pub fn idempotent(mut self, applies: bool) -> Self {
+        self.idempotent = applies;
         self
     }
 
@@ -217,9 +226,9 @@ where
     T: Serialize + Send + 'static,
     F: Fn(J, Context<S>) -> JobResult<T> + Send + Sync + 'static,
 {
-    let place = cx.take_place();
+    let (place, ends) = (cx.take_place(), cx.begin_thread());
     let run = tokio::task::spawn_blocking(move || {
-        let _place = place;
+        let (_place, _ends) = (place, ends);
         function(job, cx)
     });
     match run.await {

@@ -152,8 +152,10 @@ impl<S: Send + Sync + 'static> Intake<S> {
             Some(gate) => Some(gate.acquire_owned().await.expect(closed)),
             None => None,
         };
-        // A job that was there when a process died takes every place: it runs alone.
-        let wanted = if job.crashes > 0 { self.options.concurrency as u32 } else { 1 };
+        // A job that was there when processes died takes every place: it runs alone. One death
+        // that was carried along while it waited for its key is no more than one redelivery.
+        let alone = job.crashes >= verdict::deaths_of_a_suspect(self.options.queue_type);
+        let wanted = if alone { self.options.concurrency as u32 } else { 1 };
         let of_queue = Arc::clone(&self.places).acquire_many_owned(wanted).await.expect(closed);
         Places { of_handler, of_queue }
     }

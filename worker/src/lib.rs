@@ -11,6 +11,7 @@ mod error;
 mod execute;
 mod generation;
 mod handler;
+pub mod idempotency;
 mod intake;
 mod middleware;
 mod retry;
@@ -31,6 +32,7 @@ pub use forebay_producer::{
     PublishError, PublishOptions, QueueType, Reason, Receipt,
 };
 pub use handler::{HandlerOptions, Output};
+pub use idempotency::Idempotency;
 pub use middleware::Next;
 pub use retry::Retry;
 pub use running::RunningJob;

@@ -56,6 +56,13 @@ impl Settlement<'_> {
                 self.reply(job, Ok(&output)).await;
                 How::Ack
             }
+            Verdict::Duplicate(known) => {
+                // Without the first run's result there is nothing true to say.
+                if let Some(output) = known {
+                    self.reply(job, Ok(&output)).await;
+                }
+                How::Ack
+            }
             Verdict::GiveBack => How::GiveBack,
             Verdict::Again { delay, envelope, .. } => {
                 let destination = delay.map_or(Destination::Queue, Destination::Later);

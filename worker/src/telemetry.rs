@@ -17,6 +17,7 @@ use crate::verdict::{Verdict, Why};
 pub(crate) struct Counts {
     began: Instant,
     succeeded: AtomicU64,
+    duplicates: AtomicU64,
     retried: AtomicU64,
     put_off: AtomicU64,
     suspects: AtomicU64,
@@ -32,9 +33,13 @@ pub(crate) struct Counts {
 pub struct Summary {
     /// Jobs whose handler returned `Ok`.
     pub succeeded: u64,
+    /// Jobs acked without a run because their work was done before; see
+    /// [`Idempotency`](crate::Idempotency).
+    pub duplicates: u64,
     /// Failed runs that were scheduled again.
     pub retried: u64,
-    /// Runs put off without using an attempt: unknown kinds and deferrals.
+    /// Runs put off without using an attempt: unknown kinds, deferrals, and jobs that wait for
+    /// another run of their key.
     pub put_off: u64,
     /// Jobs moved away because a process died under them.
     pub suspects: u64,
@@ -52,6 +57,7 @@ impl Counts {
         Self {
             began: Instant::now(),
             succeeded: zero(),
+            duplicates: zero(),
             retried: zero(),
             put_off: zero(),
             suspects: zero(),
@@ -64,6 +70,7 @@ impl Counts {
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         Summary {
             succeeded: read(&self.succeeded),
+            duplicates: read(&self.duplicates),
             retried: read(&self.retried),
             put_off: read(&self.put_off),
             suspects: read(&self.suspects),
@@ -81,6 +88,7 @@ impl Counts {
     fn count(&self, verdict: &Verdict) {
         let count = match verdict {
             Verdict::Ack(_) => &self.succeeded,
+            Verdict::Duplicate(_) => &self.duplicates,
             Verdict::Again { why: Why::Retry, .. } => &self.retried,
             Verdict::Again { why: Why::Suspect, .. } => &self.suspects,
             Verdict::Again { .. } => &self.put_off,
@@ -98,6 +106,9 @@ impl fmt::Display for Summary {
             "done {}, retried {}, dead {}, put off {}, given back {}, in {:.1}s",
             self.succeeded, self.retried, self.dead, self.put_off, self.given_back, self.seconds
         )?;
+        if self.duplicates > 0 {
+            write!(f, "; {} duplicates", self.duplicates)?;
+        }
         if self.suspects > 0 {
             write!(f, "; {} suspected of killing their process", self.suspects)?;
         }
@@ -109,6 +120,7 @@ impl fmt::Display for Summary {
 #[derive(Debug)]
 pub(crate) struct Meter {
     done: Counter,
+    duplicate: Counter,
     retried: Counter,
     put_off: Counter,
     dead: Counter,
@@ -125,6 +137,7 @@ impl Meter {
         };
         Self {
             done: count("done"),
+            duplicate: count("duplicate"),
             retried: count("retried"),
             put_off: count("put_off"),
             dead: count("dead"),
@@ -137,6 +150,8 @@ impl Meter {
     pub(crate) fn record(&self, verdict: &Verdict, took: Duration) {
         match verdict {
             Verdict::Ack(_) => self.done.increment(1),
+            // Not a run: its time would say nothing about the handler.
+            Verdict::Duplicate(_) => return self.duplicate.increment(1),
             Verdict::Again { why: Why::Retry, .. } => self.retried.increment(1),
             Verdict::Again { .. } => self.put_off.increment(1),
             Verdict::Dead(_) => self.dead.increment(1),
@@ -163,6 +178,8 @@ pub(crate) fn decided(counts: &Counts, job: &Envelope, verdict: &Verdict) {
     let kind = job.kind.as_deref().unwrap_or("-");
     match verdict {
         Verdict::Ack(_) => debug!(job.id, job.kind = kind, attempt = job.attempt, "done"),
+        // At info level, with the rest of the story, where it was found.
+        Verdict::Duplicate(_) => debug!(job.id, job.kind = kind, "duplicate acked"),
         Verdict::Again { delay, envelope, why } => {
             let delay_ms = delay.map_or(0, |delay| delay.duration().as_millis() as u64);
             let error = envelope.failures.last().map_or("", |failure| failure.message.as_str());
@@ -181,6 +198,12 @@ pub(crate) fn decided(counts: &Counts, job: &Envelope, verdict: &Verdict) {
                     graces = envelope.graces,
                     delay_ms,
                     "no handler takes this job yet; it waits for a deploy"
+                ),
+                Why::Waits => debug!(
+                    job.id,
+                    job.kind = kind,
+                    delay_ms,
+                    "put off: another run of the same key is under way, or nobody can tell"
                 ),
                 Why::Deferral => debug!(job.id, job.kind = kind, delay_ms, "job put off"),
                 Why::Suspect => warn!(

@@ -27,7 +27,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use forebay_producer::link::after;
-pub use forebay_producer::testing::{Broker, OwnBroker, Proxy, broker, broker_of_its_own};
+pub use forebay_producer::testing::{
+    Broker, OwnBroker, Postgres, Proxy, Redis, broker, broker_of_its_own, postgres,
+    postgres_of_its_own, redis, redis_of_its_own,
+};
 use forebay_producer::wire::envelope::now_ms;
 use forebay_producer::{Config, Delay, Envelope, Job};
 use serde_json::Value;
@@ -109,7 +112,7 @@ fn fate(verdict: Verdict) -> Fate {
         envelope.failures.last().map(|failure| failure.message.clone()).unwrap_or_default()
     };
     match verdict {
-        Verdict::Ack(output) => {
+        Verdict::Ack(output) | Verdict::Duplicate(Some(output)) => {
             let json = output.json().map_or(&b"null"[..], Bytes::as_ref);
             Fate::Done(serde_json::from_slice(json).unwrap_or(Value::Null))
         }
@@ -122,6 +125,7 @@ fn fate(verdict: Verdict) -> Fate {
             reason: letter.dead.as_ref().map(|mark| mark.reason.to_string()).unwrap_or_default(),
             message: last(&letter),
         },
+        Verdict::Duplicate(None) => Fate::Done(Value::Null),
         Verdict::GiveBack => Fate::GivenBack,
     }
 }

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use forebay_producer::{DeadMark, Delay, DelayTooLong, Envelope, Failure, Reason};
+use forebay_producer::{DeadMark, Delay, DelayTooLong, Envelope, Failure, QueueType, Reason};
 
 use crate::error::{JobError, Then};
 use crate::execute::Outcome;
@@ -23,6 +23,8 @@ pub(crate) const MOST_CRASHES: u32 = 10;
 pub(crate) enum Verdict {
     /// Done.
     Ack(Output),
+    /// Done before, by another job of the same key; with what is known of its result.
+    Duplicate(Option<Output>),
     /// It comes again after a while; this is what comes.
     Again {
         /// How long it waits; `None`: not at all.
@@ -49,6 +51,8 @@ pub(crate) enum Why {
     Deferral,
     /// A process died under it: it runs alone next time.
     Suspect,
+    /// Another run has its key, or may have it.
+    Waits,
 }
 
 /// The facts besides the outcome that a decision rests on.
@@ -65,6 +69,8 @@ pub(crate) struct Facts<'a> {
 pub(crate) fn decide(outcome: Outcome, job: &Envelope, facts: &Facts<'_>) -> Verdict {
     match outcome {
         Outcome::Done(output) => Verdict::Ack(output),
+        Outcome::Duplicate(output) => Verdict::Duplicate(output),
+        Outcome::Waits(wait) => waits(wait, job, facts),
         Outcome::Cancelled => Verdict::GiveBack,
         Outcome::Failed(error) => failed(&error, job, facts),
         Outcome::TimedOut(timeout) => {
@@ -85,7 +91,7 @@ pub(crate) fn decide(outcome: Outcome, job: &Envelope, facts: &Facts<'_>) -> Ver
 /// the company of its neighbours, but moved away. The count is of deliveries that ended without an
 /// ack; `None` from brokers and queue types that do not count, where `redelivered` stands in.
 pub(crate) fn suspect(job: &Envelope, most_crashes: u32, facts: &Facts<'_>) -> Option<Verdict> {
-    let deaths = job.broker.delivery_count.unwrap_or(u32::from(job.broker.redelivered));
+    let deaths = deaths(job);
     // A job that already ran alone is not given a second chance in company.
     let counts = job.broker.delivery_count.is_some();
     let enough = if job.crashes == 0 && counts { 2 } else { 1 };
@@ -106,12 +112,33 @@ pub(crate) fn suspect(job: &Envelope, most_crashes: u32, facts: &Facts<'_>) -> O
     Some(again(after, moved, Why::Suspect).unwrap_or(Verdict::GiveBack))
 }
 
+/// Deliveries that ended without an ack.
+fn deaths(job: &Envelope) -> u32 {
+    job.broker.delivery_count.unwrap_or(u32::from(job.broker.redelivered))
+}
+
+/// It was not run, so nothing speaks for it: its deaths go along, which the copy would forget.
+/// Otherwise a job that kills its process each time would find its own claim, wait, and kill again.
+fn waits(wait: Duration, job: &Envelope, facts: &Facts<'_>) -> Verdict {
+    let mut next = job.clone();
+    next.crashes = job.crashes.saturating_add(deaths(job));
+    // Duplicates that wait for one run are not to come back all at once.
+    let wait = wait.mul_f64(0.75 + 0.5 * facts.chance);
+    again(wait, next, Why::Waits).unwrap_or(Verdict::GiveBack)
+}
+
+/// How many deaths make a suspect of a job on a queue of this type.
+pub(crate) fn deaths_of_a_suspect(queue: QueueType) -> u32 {
+    if queue == QueueType::Classic { 1 } else { 2 }
+}
+
 fn failed(error: &JobError, job: &Envelope, facts: &Facts<'_>) -> Verdict {
     let message = error.message();
     match error.then {
         Then::Reject => dead(Reason::Rejected, message, job, facts),
         Then::Retry => retry(Reason::Failed, message, None, job, facts),
         Then::RetryAfter(delay) => retry(Reason::Failed, message, Some(delay), job, facts),
+        Then::Wait(wait) => waits(wait, job, facts),
         Then::Defer(after) if job.deferrals < MOST_DEFERRALS => {
             let mut next = job.clone();
             next.deferrals += 1;
@@ -295,6 +322,27 @@ mod tests {
     #[test]
     fn what_was_not_run_to_its_end_goes_back_without_using_an_attempt() {
         assert!(matches!(decide(Outcome::Cancelled, &job(), &facts()), Verdict::GiveBack));
+    }
+
+    #[test]
+    fn a_job_that_waits_for_another_uses_neither_attempt_nor_deferral_and_keeps_its_deaths() {
+        let wait = Duration::from_secs(2);
+        let mut job = redelivered(1, 0);
+        (job.attempt, job.deferrals) = (2, MOST_DEFERRALS);
+        for deaths in 1..50 {
+            let (after, next, why) = again(decide(Outcome::Waits(wait), &job, &facts()));
+            assert_eq!((after, why), (wait, Why::Waits));
+            assert_eq!((next.attempt, next.deferrals, next.crashes), (2, MOST_DEFERRALS, deaths));
+            assert!(next.failures.is_empty());
+            job.crashes = next.crashes;
+        }
+    }
+
+    #[test]
+    fn a_duplicate_is_acked_with_the_result_that_was_kept() {
+        let outcome = Outcome::Duplicate(Some(Output::from_json("7")));
+        let Verdict::Duplicate(Some(output)) = decide(outcome, &job(), &facts()) else { panic!() };
+        assert_eq!(output, Output::from_json("7"));
     }
 
     fn redelivered(count: u32, crashes: u32) -> Envelope {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use forebay_worker::testing::broker;
+use forebay_worker::testing::{broker, postgres};
 use tokio::process::Command;
 use tokio::time;
 
@@ -15,11 +15,16 @@ fn built(example: &str) -> PathBuf {
 }
 
 async fn output_of(example: &str) -> String {
+    output_with(example, "").await
+}
+
+async fn output_with(example: &str, database: &str) -> String {
     let broker = broker().await;
     broker.owns("default");
     let run = Command::new(built(example))
         .env("AMQP_URL", broker.url())
         .env("FOREBAY_NAMESPACE", broker.namespace())
+        .env("DATABASE_URL", database)
         .kill_on_drop(true)
         .output();
     let output = time::timeout(PATIENCE, run).await.expect("it ends").expect("it was built");
@@ -49,4 +54,12 @@ async fn blocking() {
 #[tokio::test]
 async fn followup() {
     assert!(output_of("followup").await.contains("order 1 is not paid yet, says remind-1"));
+}
+
+#[tokio::test]
+async fn inbox() {
+    let database = postgres().await;
+    let text = output_with("inbox", database.url()).await;
+    assert!(text.contains("ada has 500 cents\nada has 500 cents"), "{text}");
+    assert!(text.contains("done 1") && text.contains("1 duplicates"), "{text}");
 }

@@ -122,14 +122,14 @@ async fn one_worker_consumes_several_queues_each_with_places_of_its_own() {
 }
 
 #[tokio::test]
-async fn a_job_that_was_there_when_a_process_died_runs_alone() {
+async fn a_job_that_was_there_when_processes_died_runs_alone() {
     let gate = Gate::new();
     let worker = patient(&gate)
         .queue("default", QueueOptions::new().concurrency(4).prefetch(50))
         .handle(through_the_gate);
     let bench = Bench::start(worker).await;
     let mut suspect = Envelope::new("work.do", "default", r#"{"n":99}"#);
-    suspect.crashes = 1;
+    suspect.crashes = 2;
     let deadline = Instant::now() + PATIENCE;
     bench.producer.send(&suspect, Destination::Queue, deadline).await.unwrap();
     assert_eq!(gate.notes.wait_for(1).await, ["work 99"]);
@@ -140,6 +140,23 @@ async fn a_job_that_was_there_when_a_process_died_runs_alone() {
     assert_eq!(gate.notes.all(), ["work 99"]);
     gate.open.add_permits(5);
     bench.until("all are done", |summary| summary.succeeded == 5).await;
+}
+
+#[tokio::test]
+async fn one_death_that_a_job_carries_along_does_not_set_it_apart() {
+    let gate = Gate::new();
+    let worker = patient(&gate)
+        .queue("default", QueueOptions::new().concurrency(2))
+        .handle(through_the_gate);
+    let bench = Bench::start(worker).await;
+    let mut job = Envelope::new("work.do", "default", r#"{"n":99}"#);
+    job.crashes = 1;
+    let deadline = Instant::now() + PATIENCE;
+    bench.producer.send(&job, Destination::Queue, deadline).await.unwrap();
+    bench.producer.publish(&work(1)).await.unwrap();
+    gate.notes.wait_for(2).await;
+    gate.open.add_permits(2);
+    bench.until("both are done", |summary| summary.succeeded == 2).await;
 }
 
 #[tokio::test]
