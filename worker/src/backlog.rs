@@ -14,6 +14,8 @@ use tracing::{debug, info, warn};
 use crate::status::QueueView;
 
 const EVERY: Duration = Duration::from_secs(30);
+/// While every permit is taken; with one free, next to nothing waits at the broker.
+const EVERY_IF_BUSY: Duration = Duration::from_secs(5);
 /// A look that is not allowed makes an error in the broker's log.
 const EVERY_IF_DENIED: Duration = Duration::from_secs(600);
 const STEP: Duration = Duration::from_secs(1);
@@ -37,13 +39,11 @@ pub(crate) async fn watch(
 ) {
     let topology = config.topology().clone();
     let mut backlog = Backlog { inspector: Inspector::on(link, &config), topology, told: false };
-    let begins = Instant::now() + EVERY;
-    let watched = |view| Watched { view, due: begins, looked: false, many_dead: false };
-    let mut queues: Vec<_> = queues.into_iter().map(watched).collect();
+    let mut queues: Vec<_> = queues.into_iter().map(Watched::new).collect();
     let looking = async {
         loop {
             for queue in &mut queues {
-                if queue.is_due() {
+                if queue.since.elapsed() >= queue.pause() {
                     backlog.look(queue).await;
                 }
             }
@@ -62,16 +62,30 @@ struct Backlog {
 
 struct Watched {
     view: QueueView,
-    due: Instant,
+    /// When it was last looked at, or the start.
+    since: Instant,
     looked: bool,
+    denied: bool,
     /// It had many dead letters at the last look.
     many_dead: bool,
 }
 
 impl Watched {
-    /// The first look comes as soon as the queue is consumed: before, it may not be there.
-    fn is_due(&self) -> bool {
-        Instant::now() >= self.due || (!self.looked && locked(&self.view.status).consuming)
+    fn new(view: QueueView) -> Self {
+        Self { view, since: Instant::now(), looked: false, denied: false, many_dead: false }
+    }
+
+    /// How long after the last look the next one is due.
+    fn pause(&self) -> Duration {
+        let consuming = locked(&self.view.status).consuming;
+        let busy = self.view.load.look().running >= self.view.concurrency;
+        match (self.looked, self.denied) {
+            (true, true) => EVERY_IF_DENIED,
+            (true, false) if busy => EVERY_IF_BUSY,
+            // Before it is consumed it may not be there.
+            (false, _) if consuming => Duration::ZERO,
+            _ => EVERY,
+        }
     }
 }
 
@@ -80,14 +94,13 @@ impl Backlog {
         let name = queue.view.queue.clone();
         let ready = self.count(&self.topology.queue(&name)).await;
         let dead = self.count(&self.topology.dead_queue(&name)).await;
-        let mut pause = EVERY;
+        (queue.since, queue.looked, queue.denied) = (Instant::now(), true, false);
         for look in [&ready, &dead] {
             if let Err(DeadError::MayNotLook { because }) = look {
-                pause = EVERY_IF_DENIED;
+                queue.denied = true;
                 self.tell(&name, because);
             }
         }
-        (queue.looked, queue.due) = (true, Instant::now() + pause);
         let before = *locked(&queue.view.sizes);
         let sizes = Sizes {
             at: if ready.is_ok() || dead.is_ok() { Some(Instant::now()) } else { before.at },

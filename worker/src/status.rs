@@ -16,7 +16,7 @@ pub(crate) const PAUSED: &str = "paused";
 
 /// Whether a queue is consumed, and if not, why; what this worker has of its jobs, and what waits
 /// at the broker.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct QueueStatus {
     /// Queue.
@@ -42,7 +42,7 @@ pub struct QueueStatus {
     /// after a redrive.
     pub oldest_seconds: Option<f64>,
     /// Jobs ready at the broker, not yet delivered to anybody, at the last look; `None` when that
-    /// is not known. A worker looks every 30 seconds.
+    /// is not known. A worker looks every 30 seconds, and every 5 while all its permits are taken.
     pub ready: Option<u32>,
     /// Dead letters of the queue at the last look; `None` when that is not known.
     pub dead: Option<u32>,
