@@ -37,9 +37,9 @@ pub(crate) async fn watch(
     queues: Vec<QueueView>,
     drain: CancellationToken,
 ) {
-    let topology = config.topology().clone();
-    let mut backlog = Backlog { inspector: Inspector::on(link, &config), topology, told: false };
-    let mut queues: Vec<_> = queues.into_iter().map(Watched::new).collect();
+    let mut backlog = Backlog { inspector: Inspector::on(link, &config), told: false };
+    let watched = |view| Watched::new(view, config.topology());
+    let mut queues: Vec<_> = queues.into_iter().map(watched).collect();
     let looking = async {
         loop {
             for queue in &mut queues {
@@ -55,35 +55,44 @@ pub(crate) async fn watch(
 
 struct Backlog {
     inspector: Inspector,
-    topology: Topology,
     /// That we may not look has been said.
     told: bool,
 }
 
 struct Watched {
     view: QueueView,
+    jobs: Pile,
+    letters: Pile,
     /// When it was last looked at, or the start.
     since: Instant,
     looked: bool,
-    denied: bool,
     /// It had many dead letters at the last look.
     many_dead: bool,
 }
 
+/// One queue on the broker.
+struct Pile {
+    name: String,
+    not_before: Instant,
+}
+
 impl Watched {
-    fn new(view: QueueView) -> Self {
-        Self { view, since: Instant::now(), looked: false, denied: false, many_dead: false }
+    fn new(view: QueueView, topology: &Topology) -> Self {
+        let since = Instant::now();
+        let pile = |name| Pile { name, not_before: since };
+        let (jobs, letters) =
+            (pile(topology.queue(&view.queue)), pile(topology.dead_queue(&view.queue)));
+        Self { view, jobs, letters, since, looked: false, many_dead: false }
     }
 
     /// How long after the last look the next one is due.
     fn pause(&self) -> Duration {
         let consuming = locked(&self.view.status).consuming;
         let busy = self.view.load.look().running >= self.view.concurrency;
-        match (self.looked, self.denied) {
-            (true, true) => EVERY_IF_DENIED,
-            (true, false) if busy => EVERY_IF_BUSY,
+        match self.looked {
+            true if busy => EVERY_IF_BUSY,
             // Before it is consumed it may not be there.
-            (false, _) if consuming => Duration::ZERO,
+            false if consuming => Duration::ZERO,
             _ => EVERY,
         }
     }
@@ -91,55 +100,54 @@ impl Watched {
 
 impl Backlog {
     async fn look(&mut self, queue: &mut Watched) {
-        let name = queue.view.queue.clone();
-        let ready = self.count(&self.topology.queue(&name)).await;
-        let dead = self.count(&self.topology.dead_queue(&name)).await;
-        (queue.since, queue.looked, queue.denied) = (Instant::now(), true, false);
-        for look in [&ready, &dead] {
-            if let Err(DeadError::MayNotLook { because }) = look {
-                queue.denied = true;
-                self.tell(&name, because);
-            }
-        }
+        (queue.since, queue.looked) = (Instant::now(), true);
+        let ready = self.count(&mut queue.jobs).await;
+        let dead = self.count(&mut queue.letters).await;
         let before = *locked(&queue.view.sizes);
+        let seen = [&ready, &dead].iter().any(|look| matches!(look, Ok(Some(_))));
         let sizes = Sizes {
-            at: if ready.is_ok() || dead.is_ok() { Some(Instant::now()) } else { before.at },
-            ready: size(&name, ready, before.ready),
-            dead: size(&name, dead, before.dead),
+            ready: ready.unwrap_or(before.ready),
+            dead: dead.unwrap_or(before.dead),
+            at: if seen { Some(Instant::now()) } else { before.at },
         };
         *locked(&queue.view.sizes) = sizes;
         if crosses(&mut queue.many_dead, sizes.dead) {
-            let dead = sizes.dead.unwrap_or_default();
-            warn!(queue = name, dead, "many dead letters; `forebay dead ls` shows why they died");
+            let (queue, dead) = (&queue.view.queue, sizes.dead.unwrap_or_default());
+            warn!(queue, dead, "many dead letters; `forebay dead ls` shows why they died");
         }
     }
 
-    async fn count(&self, queue: &str) -> Result<Option<u32>, DeadError> {
-        Ok(self.inspector.count(queue).await?.map(|count| count.ready))
+    /// `None`: it is not there, or we may not look, which is tried again after a while only.
+    ///
+    /// # Errors
+    /// When the broker does not answer: it has not lost its jobs, and what was seen stands.
+    async fn count(&mut self, pile: &mut Pile) -> Result<Option<u32>, DeadError> {
+        if Instant::now() < pile.not_before {
+            return Ok(None);
+        }
+        match self.inspector.count(&pile.name).await {
+            Ok(count) => Ok(count.map(|count| count.ready)),
+            Err(DeadError::MayNotLook { because }) => {
+                pile.not_before = Instant::now() + EVERY_IF_DENIED;
+                self.tell(&because);
+                Ok(None)
+            }
+            Err(error) => {
+                debug!(queue = pile.name, %error, "the broker was not asked how much waits");
+                Err(error)
+            }
+        }
     }
 
-    fn tell(&mut self, queue: &str, error: &str) {
+    fn tell(&mut self, error: &str) {
         if !self.told {
             info!(
-                queue,
                 error,
-                "how many jobs wait at the broker is not known; grant this user `configure` on \
-                 its queues to have it in status and metrics"
+                "how much waits at the broker is not known; grant this user `configure`, `write` \
+                 or `read` on the queue to have it in status and metrics"
             );
         }
         self.told = true;
-    }
-}
-
-/// What is known after a look: a broker that is away has not lost its jobs.
-fn size(queue: &str, look: Result<Option<u32>, DeadError>, before: Option<u32>) -> Option<u32> {
-    match look {
-        Ok(count) => count,
-        Err(DeadError::MayNotLook { .. }) => None,
-        Err(error) => {
-            debug!(queue, %error, "the broker was not asked how many jobs wait");
-            before
-        }
     }
 }
 
@@ -157,22 +165,6 @@ fn locked<T>(shared: &Arc<Mutex<T>>) -> std::sync::MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_size_is_forgotten_when_it_may_not_be_seen_and_kept_while_the_broker_is_away() {
-        let denied = || DeadError::MayNotLook { because: "no".to_owned() };
-        let away = || DeadError::Broker { because: "gone".to_owned() };
-        for (look, before, expected) in [
-            (Ok(Some(7)), None, Some(7)),
-            (Ok(Some(7)), Some(3), Some(7)),
-            (Ok(None), Some(3), None),
-            (Err(denied()), Some(3), None),
-            (Err(away()), Some(3), Some(3)),
-            (Err(away()), None, None),
-        ] {
-            assert_eq!(size("mail", look, before), expected);
-        }
-    }
 
     #[test]
     fn many_dead_letters_are_told_of_once_for_each_crossing() {
