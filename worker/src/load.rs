@@ -125,8 +125,7 @@ pub(crate) fn waited(job: &Envelope, now_ms: u64) -> Option<Duration> {
 }
 
 fn first_time(job: &Envelope) -> bool {
-    let again = job.graces + job.deferrals + job.redrives + job.crashes;
-    job.attempt == 1 && again == 0
+    job.attempt == 1 && [job.graces, job.deferrals, job.redrives, job.crashes] == [0; 4]
 }
 
 const SLOT: u64 = 5;
@@ -262,6 +261,7 @@ mod tests {
             |job| job.deferrals = 1,
             |job| job.crashes = 1,
             |job| job.published_at_ms = None,
+            |job| (job.graces, job.deferrals) = (u32::MAX, 1),
         ] {
             let mut job = job();
             change(&mut job);
