@@ -15,7 +15,7 @@ use crate::digest::FileDigest;
 use crate::exec::{Exec, MissingProgram};
 use crate::http::{Http, HttpError};
 use crate::manifest::fault::suggestion;
-use crate::manifest::{Broker, Fault, Faults, Function, Manifest, Runs};
+use crate::manifest::{Broker, Fault, Faults, Function, Listen, Manifest, Runs};
 use crate::signature::Secret;
 
 /// What comes before the manifest: flags and the environment. `Debug` does not show the URL.
@@ -134,6 +134,12 @@ pub fn add<S: Send + Sync + 'static>(
         }
     }
     if faults.is_empty() { Ok(builder) } else { Err(Faults(faults)) }
+}
+
+/// Where the worker of this manifest answers health checks, if it says so; whatever else is wrong
+/// with it, or if there is none.
+pub fn listen(file: impl AsRef<Path>) -> Option<Listen> {
+    Manifest::survey(file.as_ref()).0.worker.listen
 }
 
 /// The connection's settings: overrides, then `[broker]`, then the defaults.

@@ -3,10 +3,11 @@
 //! logs on standard error, an exit code.
 
 mod arguments;
+mod operation;
 mod signals;
 mod table;
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -17,6 +18,8 @@ use tracing::error;
 use tracing_subscriber::EnvFilter;
 
 use crate::arguments::{Arguments, LOG};
+use crate::operation::Operation;
+use crate::operation::probe::Probe;
 use crate::signals::Signals;
 
 /// How the process ends; `--help` lists them.
@@ -26,6 +29,9 @@ const UNREACHABLE: u8 = 3;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(probe) = arguments.probe {
+        return ask(probe, &arguments);
+    }
     let overrides = arguments.overrides();
     let opened = app::open(&arguments.config, &overrides).map_err(|faults| {
         let count = faults.0.len();
@@ -45,11 +51,40 @@ fn main() -> ExitCode {
             println!("{}", table::summary(&app.manifest, &config));
             ExitCode::SUCCESS
         }
-        Ok((app, config)) => run(app, &config),
+        Ok((app, config)) => match open(&arguments, &app) {
+            Ok(operation) => run(app, &config, operation),
+            Err(fault) => {
+                eprintln!("{fault}");
+                ExitCode::from(USAGE)
+            }
+        },
     }
 }
 
-fn run(app: App, config: &Config) -> ExitCode {
+fn open(arguments: &Arguments, app: &App) -> Result<Operation, String> {
+    let stated = arguments.listen()?;
+    operation::open(stated.as_ref().or(app.manifest.worker.listen.as_ref()))
+}
+
+/// A health check, which must not fail over anything that is not the worker's health.
+fn ask(probe: Probe, arguments: &Arguments) -> ExitCode {
+    let answer = arguments.listen().and_then(|stated| {
+        let listen = stated.or_else(|| app::listen(&arguments.config)).unwrap_or_default();
+        probe.ask(&listen)
+    });
+    match answer {
+        Ok(answer) => {
+            print(answer.trim_end());
+            ExitCode::SUCCESS
+        }
+        Err(answer) => {
+            eprintln!("{}", answer.trim_end());
+            ExitCode::from(WORK_FAILED)
+        }
+    }
+}
+
+fn run(app: App, config: &Config, operation: Operation) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
@@ -58,13 +93,13 @@ fn run(app: App, config: &Config) -> ExitCode {
             return ExitCode::from(WORK_FAILED);
         }
     };
-    let code = runtime.block_on(serve(app, config));
+    let code = runtime.block_on(serve(app, config, operation));
     // A blocking read that the kernel never answers must not keep the process.
     runtime.shutdown_timeout(Duration::from_secs(1));
     code
 }
 
-async fn serve(app: App, config: &Config) -> ExitCode {
+async fn serve(app: App, config: &Config, operation: Operation) -> ExitCode {
     let signals = match Signals::listen() {
         Ok(signals) => signals,
         Err(error) => {
@@ -75,10 +110,12 @@ async fn serve(app: App, config: &Config) -> ExitCode {
     let grace = app.manifest.worker.grace;
     let running = app.worker.start(config);
     let controls = running.controls();
+    let answering = operation.begin(controls.clone());
     let obey = tokio::spawn(signals.obey(controls.clone(), grace));
     let ended = running.finished().await;
     let unfinished = signals::was_cut_short(obey).await;
-    println!("{}", controls.summary());
+    print(&controls.summary().to_string());
+    answering.end();
     match ended {
         Ok(_) if unfinished => ExitCode::from(WORK_FAILED),
         Ok(_) => ExitCode::SUCCESS,
@@ -87,6 +124,11 @@ async fn serve(app: App, config: &Config) -> ExitCode {
             ExitCode::from(code_of(&error))
         }
     }
+}
+
+/// Whoever started us may read it no more; that is no reason to end otherwise than we would.
+fn print(line: &str) {
+    _ = writeln!(io::stdout(), "{line}");
 }
 
 fn code_of(error: &RunError) -> u8 {

@@ -21,6 +21,7 @@
 //! grace = "25s"                   # how long running jobs may still take after SIGTERM
 //! consumer_timeout = "30m"        # what the broker is set to; timeouts are checked against it
 //! exit_after = "5m"               # end when a queue was not consumed for so long; default: never
+//! listen = "127.0.0.1:9464"       # health checks, metrics; or "off". See docs/operation.md
 //!
 //! [queues.default]                # `default` exists without being named; every other queue that
 //!                                 # a function uses needs its section, which may be empty
@@ -56,6 +57,7 @@
 
 pub(crate) mod fault;
 mod function;
+mod listen;
 mod section;
 mod units;
 
@@ -73,6 +75,7 @@ pub use fault::{Fault, Faults};
 use fault::{Report, suggestion};
 use function::queue_section;
 pub use function::{Function, Runs};
+pub use listen::{InvalidListen, Listen};
 use section::Section;
 use units::{Read, wrong};
 
@@ -120,6 +123,8 @@ pub struct WorkerSettings {
     pub consumer_timeout: Option<Duration>,
     /// It ends when a queue was not consumed for so long.
     pub exit_after: Option<Duration>,
+    /// Where `forebay-run` answers health checks and scrapes.
+    pub listen: Option<Listen>,
 }
 
 /// `[queues.NAME]`.
@@ -299,6 +304,10 @@ fn read_worker(mut section: Section<'_, '_>) -> WorkerSettings {
         grace: section.get("grace", units::duration),
         consumer_timeout: section.get("consumer_timeout", units::duration),
         exit_after: section.get("exit_after", units::duration),
+        listen: section.get("listen", |value| {
+            let refused = |error: InvalidListen| wrong(error.to_string(), InvalidListen::REMEDY);
+            units::text(value)?.parse().map_err(refused)
+        }),
     };
     section.finish();
     settings
@@ -372,6 +381,7 @@ name = "w"
 grace = "10s"
 consumer_timeout = "1h"
 exit_after = "5m"
+listen = "0.0.0.0:9999"
 
 [queues.mail]
 concurrency = 8
@@ -431,12 +441,13 @@ roots = ["files", "/srv"]
         assert_eq!(seconds(worker.grace), 10);
         assert_eq!(seconds(worker.consumer_timeout), 3600);
         assert_eq!(seconds(worker.exit_after), 300);
+        assert_eq!(worker.listen, Some(Listen::At("0.0.0.0:9999".to_owned())));
         let mail = &manifest.queues["mail"];
         assert_eq!((mail.concurrency, mail.prefetch, mail.rate), (Some(8), Some(20), Some(2.5)));
         assert_eq!(mail.queue_type, Some(QueueType::Classic));
-        assert_eq!((mail.default_kind.as_deref(), mail.line), (Some("mail.send"), Some(15)));
+        assert_eq!((mail.default_kind.as_deref(), mail.line), (Some("mail.send"), Some(16)));
         let send = &manifest.functions["mail.send"];
-        assert_eq!((send.queue.as_str(), send.concurrency, send.line), ("mail", Some(2), 22));
+        assert_eq!((send.queue.as_str(), send.concurrency, send.line), ("mail", Some(2), 23));
         let retry = Retry {
             max_attempts: 3,
             base: Duration::from_secs(2),
@@ -499,7 +510,7 @@ roots = ["files", "/srv"]
             (
                 "[worker]\ncolour = 1",
                 &[
-                    "2:1: unknown key `colour` in [worker]; known are name, grace, consumer_timeout, exit_after",
+                    "2:1: unknown key `colour` in [worker]; known are name, grace, consumer_timeout, exit_after, listen",
                 ],
             ),
             (
@@ -515,6 +526,12 @@ roots = ["files", "/srv"]
             (
                 "[worker]\ngrace = \"30\"",
                 &["2:9: `grace` in [worker] is \"30\", which is no duration ("],
+            ),
+            (
+                "[worker]\nlisten = \"9464\"",
+                &[
+                    "2:10: `listen` in [worker] is \"9464\", which is no address to listen at; write it as HOST:PORT",
+                ],
             ),
             ("[worker]\nname = \"\"", &["2:8: `name` in [worker] is empty; give it a value"]),
             (

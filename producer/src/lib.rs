@@ -11,6 +11,7 @@ mod error;
 pub mod link;
 mod options;
 mod producer;
+mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod wire;
@@ -21,6 +22,7 @@ pub use link::dead::{DeadLetter, DeadLetters, Done, Filter, Listing, Pile, Redri
 pub use link::inspect::{Inspector, QueueCount};
 pub use options::PublishOptions;
 pub use producer::{Destination, Producer, Receipt};
+pub use telemetry::describe_metrics;
 pub use wire::delay::{Delay, DelayTooLong};
 pub use wire::envelope::{BrokerMarks, DeadMark, Envelope};
 pub use wire::failure::{Failure, Reason};

@@ -1,6 +1,7 @@
 //! The producer: how a job gets onto the broker.
 //! In: jobs and options. Out: the broker has confirmed and routed them, or a typed error.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -16,6 +17,7 @@ use crate::link::fault::Fault;
 use crate::link::publisher::{Answer, NoAnswer, Publisher};
 use crate::link::window::Message;
 use crate::options::{PublishOptions, check_id};
+use crate::telemetry::PublishMeter;
 use crate::wire::delay::Delay;
 use crate::wire::envelope::Envelope;
 use crate::wire::job::Job;
@@ -56,6 +58,7 @@ pub struct Producer {
     link: Link,
     publisher: Publisher,
     declarer: Declarer,
+    meter: Arc<PublishMeter>,
 }
 
 /// A published job.
@@ -90,6 +93,7 @@ impl Producer {
             config: config.clone(),
             publisher: Publisher::new(link.clone()),
             declarer: Declarer::new(link.clone(), config),
+            meter: Arc::new(PublishMeter::new()),
             link,
         }
     }
@@ -199,6 +203,17 @@ impl Producer {
         destination: Destination,
         deadline: Instant,
     ) -> Result<(), PublishError> {
+        let sent = self.send_unseen(envelope, destination, deadline).await;
+        self.meter.ended(&sent);
+        sent
+    }
+
+    async fn send_unseen(
+        &self,
+        envelope: &Envelope,
+        destination: Destination,
+        deadline: Instant,
+    ) -> Result<(), PublishError> {
         check_queue_name(&envelope.queue)?;
         check_id(&envelope.id)?;
         self.check_size(envelope)?;
@@ -237,8 +252,10 @@ impl Producer {
             payload: envelope.payload.clone(),
             id: envelope.id.clone(),
         };
-        let answer = self.attempt(envelope, message, deadline).await?;
-        self.verdict(envelope, answer)
+        let answer = self.attempt(envelope, message, deadline).await;
+        let sent = answer.and_then(|answer| self.verdict(envelope, answer));
+        self.meter.ended(&sent);
+        sent
     }
 
     /// Declares a queue with all that belongs to it, if it is not there.
@@ -341,10 +358,15 @@ impl Producer {
         message: Message,
         deadline: Instant,
     ) -> Result<Answer, PublishError> {
-        self.publisher.publish(message, deadline).await.map_err(|silence| {
+        let began = Instant::now();
+        let answer = self.publisher.publish(message, deadline).await.map_err(|silence| {
             let NoAnswer { may_have_arrived, because } = silence;
             PublishError::Unconfirmed { id: envelope.id.clone(), may_have_arrived, because }
-        })
+        });
+        if matches!(answer, Ok(Answer::Confirmed)) {
+            self.meter.confirmed_after(began.elapsed());
+        }
+        answer
     }
 
     fn verdict(&self, envelope: &Envelope, answer: Answer) -> Result<(), PublishError> {

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,7 +16,6 @@ use tokio::sync::Semaphore;
 use crate::context::Context;
 use crate::error::JobResult;
 use crate::retry::Retry;
-use crate::telemetry::Meter;
 
 /// What a handler's run needs beyond the job: timeout, retries, concurrency.
 ///
@@ -130,14 +129,9 @@ pub(crate) struct Handler<S> {
     /// Permits of this handler alone, if it has a limit.
     pub(crate) gate: Option<Arc<Semaphore>>,
     decode: Decode<S>,
-    meter: OnceLock<Meter>,
 }
 
 impl<S> Handler<S> {
-    pub(crate) fn meter(&self) -> &Meter {
-        self.meter.get_or_init(|| Meter::new(&self.queue, &self.kind))
-    }
-
     pub(crate) fn decode(&self, payload: &Bytes) -> Result<Ready<S>, Undecoded> {
         (self.decode)(payload)
     }
@@ -203,7 +197,6 @@ impl<S: Send + Sync + 'static> Handler<S> {
             gate: options.concurrency.map(|most| Arc::new(Semaphore::new(most.max(1)))),
             options,
             decode,
-            meter: OnceLock::new(),
         }
     }
 }

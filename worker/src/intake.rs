@@ -20,6 +20,8 @@ use crate::builder::{QueueOptions, give_back_after};
 use crate::context::{Context, LazyProducer};
 use crate::execute::App;
 use crate::generation::Generation;
+use crate::load::{self, Here, Load};
+use crate::meter::QueueMeter;
 use crate::running::Running;
 use crate::settle::{self, Settlement};
 use crate::telemetry::{self, Counts};
@@ -33,6 +35,8 @@ pub(crate) struct Intake<S> {
     pub(crate) producers: Arc<LazyProducer>,
     pub(crate) counts: Arc<Counts>,
     pub(crate) running: Arc<Running>,
+    pub(crate) load: Arc<Load>,
+    pub(crate) meter: QueueMeter,
     /// 80 % of the broker's consumer timeout, from delivery.
     pub(crate) give_back_after: Duration,
     places: Arc<Semaphore>,
@@ -49,7 +53,10 @@ impl<S: Send + Sync + 'static> Intake<S> {
         running: Arc<Running>,
         consumer_timeout: Duration,
     ) -> Self {
+        let handlers = app.registry.iter();
+        let kinds = handlers.map(|handler| (handler.kind.as_str(), handler.queue == queue));
         Self {
+            meter: QueueMeter::new(&queue, kinds),
             places: Arc::new(Semaphore::new(options.concurrency)),
             pace: options.rate.map(Pace::new),
             give_back_after: give_back_after(consumer_timeout),
@@ -59,6 +66,7 @@ impl<S: Send + Sync + 'static> Intake<S> {
             producers,
             counts,
             running,
+            load: Arc::new(Load::new()),
         }
     }
 
@@ -81,6 +89,7 @@ impl<S: Send + Sync + 'static> Intake<S> {
         let give_back_at = after(self.give_back_after);
         let tag = delivery.delivery_tag;
         let job = self.envelope(delivery);
+        let mut here = self.load.deliver(load::due_ms(&job).unwrap_or_else(now_ms));
         let settlement = Settlement { generation, tag, producers: &self.producers, give_back_at };
         if let Some(verdict) = self.suspect(&job) {
             return self.settle(settlement, &job, verdict).await;
@@ -88,6 +97,7 @@ impl<S: Send + Sync + 'static> Intake<S> {
         let Some(places) = self.place(generation, &job).await else {
             return self.settle(settlement, &job, Verdict::GiveBack).await;
         };
+        self.begins(&job, &mut here);
         let Places { of_handler, of_queue: _until_settled } = places;
         let (verdict, cx) = self.run(generation, job, of_handler).await;
         self.settle(settlement, cx.envelope(), verdict).await;
@@ -97,7 +107,19 @@ impl<S: Send + Sync + 'static> Intake<S> {
 
     async fn settle(&self, settlement: Settlement<'_>, job: &Envelope, verdict: Verdict) {
         telemetry::decided(&self.counts, job, &verdict);
+        self.meter.decided(job, &verdict);
+        let leaves = !matches!(verdict, Verdict::GiveBack);
         settlement.apply(job, verdict).await;
+        if leaves {
+            self.load.settled();
+        }
+    }
+
+    fn begins(&self, job: &Envelope, here: &mut Here) {
+        here.begins();
+        if let Some(waited) = load::waited(job, now_ms()) {
+            self.meter.waited(waited);
+        }
     }
 
     fn envelope(&self, delivery: Delivery) -> Envelope {
@@ -171,9 +193,7 @@ impl<S: Send + Sync + 'static> Intake<S> {
         let (outcome, cx) = run.instrument(span).await;
         let job = cx.envelope();
         let verdict = verdict::decide(outcome, job, &self.facts(job));
-        if let Some(handler) = self.app.handler(job) {
-            handler.meter().record(&verdict, began.elapsed());
-        }
+        self.meter.ran(job, began.elapsed());
         (verdict, cx)
     }
 }

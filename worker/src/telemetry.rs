@@ -1,12 +1,12 @@
-//! What operators see: spans, log lines, counters. All field and metric names are spelled here.
-//! In: what happened. Out: `tracing` events, `metrics` counters, and the summary at the end.
+//! What operators see: spans, log lines, the summary. All field names are spelled here; those of
+//! metrics in `meter`.
+//! In: what happened. Out: `tracing` events, and the summary at the end.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use forebay_producer::Envelope;
-use metrics::{Counter, Histogram};
 use serde::Serialize;
 use tracing::{Span, debug, error, info_span, warn};
 
@@ -102,47 +102,6 @@ impl fmt::Display for Summary {
             write!(f, "; {} suspected of killing their process", self.suspects)?;
         }
         Ok(())
-    }
-}
-
-/// Metric handles of one kind on one queue, made once: looking one up costs more than a job.
-#[derive(Debug)]
-pub(crate) struct Meter {
-    done: Counter,
-    retried: Counter,
-    put_off: Counter,
-    dead: Counter,
-    given_back: Counter,
-    duration: Histogram,
-}
-
-impl Meter {
-    pub(crate) fn new(queue: &str, kind: &str) -> Self {
-        let (queue, kind) = (queue.to_owned(), kind.to_owned());
-        let count = |outcome: &'static str| {
-            metrics::counter!("forebay_jobs_total", "queue" => queue.clone(), "kind" => kind.clone(),
-                "outcome" => outcome)
-        };
-        Self {
-            done: count("done"),
-            retried: count("retried"),
-            put_off: count("put_off"),
-            dead: count("dead"),
-            given_back: count("given_back"),
-            duration: metrics::histogram!("forebay_job_duration_seconds", "queue" => queue.clone(),
-                "kind" => kind.clone()),
-        }
-    }
-
-    pub(crate) fn record(&self, verdict: &Verdict, took: Duration) {
-        match verdict {
-            Verdict::Ack(_) => self.done.increment(1),
-            Verdict::Again { why: Why::Retry, .. } => self.retried.increment(1),
-            Verdict::Again { .. } => self.put_off.increment(1),
-            Verdict::Dead(_) => self.dead.increment(1),
-            Verdict::GiveBack => self.given_back.increment(1),
-        }
-        self.duration.record(took);
     }
 }
 

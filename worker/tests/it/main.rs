@@ -10,5 +10,6 @@ mod foreign;
 mod invariants;
 mod places;
 mod settlement;
+mod status;
 mod supervision;
 mod support;
