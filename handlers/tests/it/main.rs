@@ -4,7 +4,13 @@
 
 mod check;
 mod digest;
+#[cfg(feature = "email")]
+mod email;
 mod exec;
 mod http;
 mod shutdown;
+#[cfg(feature = "email")]
+mod smtp;
 mod support;
+#[cfg(feature = "image")]
+mod thumbnail;
