@@ -80,15 +80,16 @@ install_needs() {
     command -v cargo >/dev/null || die "cargo is not on the PATH" "install Rust: https://rustup.rs"
     command -v cc >/dev/null || apt_install gcc libc6-dev
     command -v pkg-config >/dev/null || apt_install pkg-config
-    # The tests of what other languages see publish and consume with pika.
-    python_with_pika >/dev/null || apt_install python3 python3-pika
+    # The tests of what other languages see publish and consume with pika; those of email.send have
+    # their mail server from aiosmtpd.
+    python_for_tests >/dev/null || apt_install python3 python3-pika python3-aiosmtpd
 }
 
-# The python3 on the PATH may be another one than Debian's, without Debian's python3-pika.
-python_with_pika() {
+# The python3 on the PATH may be another one than Debian's, without Debian's packages.
+python_for_tests() {
     local python
     for python in "${FOREBAY_PYTHON:-}" python3 /usr/bin/python3; do
-        if [ -n "$python" ] && "$python" -c 'import pika' 2>/dev/null; then
+        if [ -n "$python" ] && "$python" -c 'import pika, aiosmtpd' 2>/dev/null; then
             echo "$python"
             return
         fi
@@ -97,8 +98,9 @@ python_with_pika() {
 }
 
 choose_python() {
-    FOREBAY_PYTHON=$(python_with_pika) ||
-        die "no python3 here can import pika" "run docker/test.sh without --fast as root, or: pip install pika"
+    FOREBAY_PYTHON=$(python_for_tests) ||
+        die "no python3 here can import pika and aiosmtpd" \
+            "run docker/test.sh without --fast as root, or: pip install pika aiosmtpd"
     export FOREBAY_PYTHON
 }
 

@@ -172,6 +172,10 @@ enum Ready {
     Exec(Exec),
     Http(Http),
     FileDigest(FileDigest),
+    #[cfg(feature = "email")]
+    Email(crate::Email),
+    #[cfg(feature = "image")]
+    Thumbnail(crate::Thumbnail),
 }
 
 impl Ready {
@@ -185,6 +189,12 @@ impl Ready {
             Self::Exec(exec) => builder.handle_raw(kind, options, exec.handler()),
             Self::Http(http) => builder.handle_raw(kind, options, http.handler()),
             Self::FileDigest(digest) => builder.handle_raw(kind, options, digest.handler()),
+            #[cfg(feature = "email")]
+            Self::Email(email) => builder.handle_raw(kind, options, email.handler()),
+            #[cfg(feature = "image")]
+            Self::Thumbnail(thumbnail) => {
+                builder.handle_raw_blocking(kind, options, thumbnail.handler())
+            }
         }
     }
 }
@@ -211,6 +221,42 @@ fn prepare(function: &Function) -> Result<Ready, Missing> {
             Ok(digest) => Ok(Ready::FileDigest(digest)),
             Err(error) => Err((error.to_string(), "create the folder, or correct `roots`")),
         },
+        #[cfg(feature = "email")]
+        Runs::Email { options, login } => prepare_email(options, login.as_ref()).map(Ready::Email),
+        #[cfg(feature = "image")]
+        Runs::Thumbnail { options } => crate::Thumbnail::new(options)
+            .map(Ready::Thumbnail)
+            .map_err(|error| (error.to_string(), folder_remedy(&error))),
+    }
+}
+
+#[cfg(feature = "email")]
+fn prepare_email(
+    options: &crate::EmailOptions,
+    login: Option<&(String, String)>,
+) -> Result<crate::Email, Missing> {
+    let mut options = options.clone();
+    if let Some((user, variable)) = login {
+        let password = std::env::var(variable).ok().filter(|password| !password.is_empty());
+        let missing = || format!("variable `{variable}` with the password is not set");
+        let password = password.ok_or_else(|| (missing(), "set it to the password of `user`"))?;
+        options = options.credentials(user, password);
+    }
+    crate::Email::new(&options).map_err(|error| {
+        let remedy = match &error {
+            crate::EmailError::Roots(error) => folder_remedy(error),
+            crate::EmailError::Certificate { .. } => "correct `ca`, or the file",
+            _ => "install the certificates of the system (ca-certificates), or name some with `ca`",
+        };
+        (error.to_string(), remedy)
+    })
+}
+
+#[cfg(any(feature = "email", feature = "image"))]
+fn folder_remedy(error: &crate::RootsError) -> &'static str {
+    match error {
+        crate::RootsError::Unwritable { .. } => "let the worker's user write to it",
+        _ => "create the folder, or correct the path",
     }
 }
 

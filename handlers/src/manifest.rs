@@ -48,17 +48,23 @@
 //! retry = "never"
 //!
 //! [functions."file.digest"]
-//! use = "file.digest"             # built in; see `digest`
+//! use = "file.digest"             # built in, as `email.send` and `image.thumbnail` are, which
+//!                                 # have more keys: docs/manifest.md
 //! roots = ["/srv/files"]          # the only folders a job may name files in
 //! ```
 //!
 //! `exec`, `http` and `digest` are described at [`Exec`](crate::Exec), [`Http`](crate::Http) and
 //! [`FileDigest`](crate::FileDigest).
 
+mod built_in;
+#[cfg(feature = "email")]
+mod email;
 pub(crate) mod fault;
 mod function;
 mod listen;
 mod section;
+#[cfg(feature = "image")]
+mod thumbnail;
 mod units;
 
 use std::collections::BTreeMap;
@@ -643,7 +649,7 @@ roots = ["files", "/srv"]
             (
                 "[functions.\"a.b\"]\nuse = \"file.digets\"\nroots = [\"/\"]",
                 &[
-                    "2:7: `use` in [functions.\"a.b\"] names \"file.digets\", which is not built in; the built-in functions are: \"file.digest\"",
+                    "2:7: `use` in [functions.\"a.b\"] names \"file.digets\", which is not built in; the built-in functions are: \"email.send\", \"file.digest\", \"image.thumbnail\"",
                 ],
             ),
             (

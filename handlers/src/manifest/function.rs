@@ -10,6 +10,7 @@ use std::time::Duration;
 use forebay_worker::{HandlerOptions, Retry};
 use toml::de::DeValue;
 
+use super::built_in;
 use super::section::{Section, as_key};
 use super::units::{self, Read, wrong};
 use crate::digest::FileDigest;
@@ -63,6 +64,31 @@ pub enum Runs {
         /// The folders it may read in.
         roots: Vec<PathBuf>,
     },
+    /// The built-in `email.send`.
+    #[cfg(feature = "email")]
+    Email {
+        /// Everything but the credentials.
+        options: Box<crate::EmailOptions>,
+        /// The user, and the variable that holds the password.
+        login: Option<(String, String)>,
+    },
+    /// The built-in `image.thumbnail`.
+    #[cfg(feature = "image")]
+    Thumbnail {
+        /// Folders and limits.
+        options: crate::ThumbnailOptions,
+    },
+}
+
+impl Runs {
+    /// The retry policy where the manifest says none, if it is another than everybody's.
+    fn retry(&self) -> Option<Retry> {
+        match self {
+            #[cfg(feature = "email")]
+            Self::Email { .. } => Some(crate::Email::RETRY),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for Runs {
@@ -75,6 +101,12 @@ impl fmt::Display for Runs {
                 Err(_) => f.write_str("POST"),
             },
             Self::FileDigest { .. } => f.write_str(FileDigest::NAME),
+            #[cfg(feature = "email")]
+            Self::Email { options, .. } => {
+                write!(f, "{} by {}", crate::Email::NAME, options.server())
+            }
+            #[cfg(feature = "image")]
+            Self::Thumbnail { .. } => f.write_str(crate::Thumbnail::NAME),
         }
     }
 }
@@ -105,6 +137,7 @@ impl Function {
         let runs = read_runs(kind, &mut section, folder);
         let queue_at = queue.as_ref().map_or(section.at.clone(), |queue| queue.span());
         let line = section.report.line(&section.at);
+        let retry = retry.or_else(|| runs.as_ref().and_then(Runs::retry));
         if runs.is_some() {
             section.finish();
         }
@@ -135,7 +168,7 @@ fn read_runs(kind: &str, section: &mut Section<'_, '_>, folder: &Path) -> Option
     match stated[..] {
         ["exec"] => read_exec(section, folder),
         ["http"] => read_http(section),
-        ["use"] => read_built_in(section, folder),
+        ["use"] => built_in::read(section, folder),
         [] => {
             nothing_runs(kind, section);
             None
@@ -193,7 +226,7 @@ fn read_exec(section: &mut Section<'_, '_>, folder: &Path) -> Option<Runs> {
     })
 }
 
-fn check_variable(name: &str) -> Read<()> {
+pub(super) fn check_variable(name: &str) -> Read<()> {
     if name.is_empty() || name.contains(['=', '\0']) {
         let remedy = "use a name without `=`";
         return Err(wrong(format!("has {name:?}, which cannot name a variable"), remedy));
@@ -231,27 +264,6 @@ fn read_http(section: &mut Section<'_, '_>) -> Option<Runs> {
         "put it into an environment variable and name that: secret_env = \"WEBHOOK_SECRET\"",
     );
     Some(Runs::Http { url: url?, headers: headers.unwrap_or_default(), secret_env })
-}
-
-fn read_built_in(section: &mut Section<'_, '_>, folder: &Path) -> Option<Runs> {
-    let known = section.get("use", |value| {
-        let name = units::text(value)?;
-        if name != FileDigest::NAME {
-            let remedy = format!("the built-in functions are: \"{}\"", FileDigest::NAME);
-            return Err(wrong(format!("names {name:?}, which is not built in"), remedy));
-        }
-        Ok(())
-    });
-    if known.is_some() && !section.has("roots") {
-        section.fault(
-            format!("{} may read nowhere", section.name),
-            "name the folders whose files a job may ask for: roots = [\"/srv/files\"]",
-        );
-    }
-    let roots = section.get("roots", units::texts);
-    known?;
-    let roots = roots?.into_iter().map(|root| folder.join(root)).collect();
-    Some(Runs::FileDigest { roots })
 }
 
 fn read_retry(section: &mut Section<'_, '_>) -> Option<Retry> {

@@ -4,8 +4,14 @@
 
 mod check;
 mod digest;
+#[cfg(feature = "email")]
+mod email;
 mod exec;
 mod http;
 mod operation;
 mod shutdown;
+#[cfg(feature = "email")]
+mod smtp;
 mod support;
+#[cfg(feature = "image")]
+mod thumbnail;
