@@ -75,6 +75,11 @@ impl Broker {
         &self.url
     }
 
+    /// `host:port`, for a proxy in between.
+    pub fn address(&self) -> String {
+        self.config.broker()
+    }
+
     /// The random namespace.
     pub fn namespace(&self) -> &str {
         self.config.topology().namespace()

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use forebay_producer::link::fault::Fault;
+use forebay_producer::link::fault::{Fault, answered};
 use lapin::Channel;
 use lapin::options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions};
 use tokio::sync::mpsc;
@@ -142,8 +142,5 @@ async fn send(channel: &Channel, order: Order) -> Result<(), Fault> {
             }
         }
     };
-    match time::timeout(ANSWER, sent).await {
-        Ok(sent) => sent.map_err(Fault::from),
-        Err(_) => Err(Fault::Silent("5s".to_owned())),
-    }
+    answered(ANSWER, sent).await
 }

@@ -16,12 +16,10 @@ use tokio::time::{self, Instant};
 use tracing::{debug, warn};
 
 use super::connection::{Link, Opened};
-use super::fault::Fault;
+use super::fault::{ANSWER, Fault, answered};
 use crate::config::{Config, Declare};
 use crate::error::TopologyError;
 use crate::wire::topology::{Argument, Declaration, QueueType, Target};
-
-const ANSWER: Duration = Duration::from_secs(10);
 
 /// Declares what is missing and remembers it for as long as the connection lasts: a broker that
 /// went away may come back without it.
@@ -162,7 +160,7 @@ impl Declarer {
             }
         }
         let Opened { channel, generation } = opened;
-        _ = time::timeout_at(patience(deadline), channel.close(200, "declared".into())).await;
+        _ = time::timeout(patience(deadline), channel.close(200, "declared".into())).await;
         Ok(Some(generation))
     }
 
@@ -203,8 +201,8 @@ impl Declarer {
 }
 
 /// One answer takes so long at most, and never longer than the caller waits.
-fn patience(deadline: Instant) -> Instant {
-    deadline.min(Instant::now() + ANSWER)
+fn patience(deadline: Instant) -> Duration {
+    ANSWER.min(deadline.saturating_duration_since(Instant::now()))
 }
 
 async fn declare(
@@ -244,10 +242,7 @@ async fn declare(
             }
         }
     };
-    match time::timeout_at(patience(deadline), act).await {
-        Ok(done) => done.map_err(Fault::from),
-        Err(_) => Err(Fault::Silent(humantime::format_duration(ANSWER).to_string())),
-    }
+    answered(patience(deadline), act).await
 }
 
 fn table(arguments: &[(&'static str, Argument)]) -> FieldTable {
