@@ -75,11 +75,6 @@ impl Broker {
         &self.url
     }
 
-    /// `host:port`, for a proxy in between.
-    pub fn address(&self) -> String {
-        self.config.broker()
-    }
-
     /// The random namespace.
     pub fn namespace(&self) -> &str {
         self.config.topology().namespace()

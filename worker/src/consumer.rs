@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use forebay_producer::link::connection::Link;
 use forebay_producer::link::declare::Declarer;
-use forebay_producer::link::fault::{ANSWER, Fault, answered};
+use forebay_producer::link::fault::Fault;
 use forebay_producer::link::transition::{Action, Event, Phase, State};
 use forebay_producer::{Config, ConnectError, TopologyError};
 use futures_util::StreamExt;
@@ -27,6 +27,7 @@ use crate::intake::Intake;
 use crate::settle;
 use crate::telemetry::Counts;
 
+const ANSWER: Duration = Duration::from_secs(10);
 /// Why a paused queue is not consumed.
 pub(crate) const PAUSED: &str = "paused";
 /// How often a consumer without a connection says why.
@@ -196,7 +197,10 @@ impl<S: Send + Sync + 'static> Consumer<S> {
                 (self.intake.app.name.as_str().into(), BasicConsumeOptions::default());
             channel.basic_consume(queue.as_str().into(), tag, options, FieldTable::default()).await
         };
-        let stream = answered(ANSWER, start).await.map_err(Refusal::Now)?;
+        let stream = match time::timeout(ANSWER, start).await {
+            Ok(started) => started.map_err(|error| Refusal::Now(error.into()))?,
+            Err(_) => return Err(Refusal::Now(Fault::Silent("10s".to_owned()))),
+        };
         let (generation, acks) = Generation::new(channel, prefetch, &self.force);
         Ok(Life { generation: Arc::new(generation), stream, acks })
     }

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use forebay_producer::link::fault::{Fault, answered};
+use forebay_producer::link::fault::Fault;
 use lapin::Channel;
 use lapin::options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions};
 use tokio::sync::mpsc;
@@ -142,5 +142,8 @@ async fn send(channel: &Channel, order: Order) -> Result<(), Fault> {
             }
         }
     };
-    answered(ANSWER, sent).await
+    match time::timeout(ANSWER, sent).await {
+        Ok(sent) => sent.map_err(Fault::from),
+        Err(_) => Err(Fault::Silent("5s".to_owned())),
+    }
 }

@@ -91,9 +91,10 @@ async fn wrong_flags_and_a_missing_manifest_are_usage_errors() {
 #[tokio::test]
 async fn a_wrong_password_ends_it_with_exit_code_3() {
     let site = Site::with("exec = [\"true\"]").await;
-    let url = format!("amqp://guest:wrong@{}/%2f", site.broker.address());
+    let url =
+        site.broker.url().rsplit_once('@').map(|(_, rest)| format!("amqp://guest:wrong@{rest}"));
     let mut command = site.command(&[]);
-    command.env("AMQP_URL", url);
+    command.env("AMQP_URL", url.unwrap());
     let run = Run::start(command);
     let refused = run.logged("it ended", |line| line["message"] == "worker ended");
     let refused = refused.await["error"].to_string();

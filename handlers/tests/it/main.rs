@@ -6,5 +6,6 @@ mod check;
 mod digest;
 mod exec;
 mod http;
+mod serve;
 mod shutdown;
 mod support;

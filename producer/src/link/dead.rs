@@ -16,12 +16,13 @@ use lapin::{Channel, Consumer};
 use tokio::time;
 
 use super::connection::Link;
-use super::fault::{ANSWER, Fault, answered};
+use super::fault::Fault;
 use crate::config::{Config, after};
 use crate::error::{DeadError, PublishError};
 use crate::producer::{Destination, Producer};
 use crate::wire::envelope::{Envelope, Raw, now_ms};
 
+const ANSWER: Duration = Duration::from_secs(10);
 /// A pile that gives nothing for so long has no more to give: the rest is in other hands.
 const QUIET: Duration = Duration::from_secs(2);
 
@@ -274,20 +275,16 @@ impl Walk {
         unrouted: bool,
         limit: u16,
     ) -> Result<Self, Fault> {
-        let got =
-            answered(ANSWER, channel.basic_get(queue.into(), BasicGetOptions::default())).await?;
+        let got = answered(channel.basic_get(queue.into(), BasicGetOptions::default())).await?;
         let remaining = got.as_ref().map_or(0, |got| u64::from(got.message_count));
         let left_to_take = remaining.min(u64::from(limit.saturating_sub(1)));
         let rest = match u16::try_from(left_to_take) {
             Ok(prefetch) if prefetch > 0 => {
-                answered(ANSWER, channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
+                answered(channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
                 let options = BasicConsumeOptions::default();
                 let table = FieldTable::default();
                 let tag = "dead-letters".into();
-                Some(
-                    answered(ANSWER, channel.basic_consume(queue.into(), tag, options, table))
-                        .await?,
-                )
+                Some(answered(channel.basic_consume(queue.into(), tag, options, table)).await?)
             }
             _ => None,
         };
@@ -332,7 +329,7 @@ impl Walk {
     }
 
     async fn ack(&self, tag: u64) -> Result<(), DeadError> {
-        let acked = answered(ANSWER, self.channel.basic_ack(tag, BasicAckOptions::default())).await;
+        let acked = answered(self.channel.basic_ack(tag, BasicAckOptions::default())).await;
         acked.map_err(|fault| explain(fault, &self.queue))
     }
 
@@ -341,11 +338,11 @@ impl Walk {
         let end = async {
             if let Some(rest) = &self.rest {
                 let options = BasicCancelOptions::default();
-                answered(ANSWER, self.channel.basic_cancel(rest.tag(), options)).await?;
+                answered(self.channel.basic_cancel(rest.tag(), options)).await?;
             }
             let all = BasicNackOptions { multiple: true, requeue: true };
-            answered(ANSWER, self.channel.basic_nack(0, all)).await?;
-            answered(ANSWER, self.channel.close(200, "done".into())).await
+            answered(self.channel.basic_nack(0, all)).await?;
+            answered(self.channel.close(200, "done".into())).await
         };
         end.await.map_err(|fault| explain(fault, &self.queue))
     }
@@ -365,6 +362,13 @@ impl DeadLetter {
         };
         envelope.broker.delivery_count = None;
         Self { envelope, reason, died_at_ms }
+    }
+}
+
+async fn answered<T>(asked: impl Future<Output = lapin::Result<T>>) -> Result<T, Fault> {
+    match time::timeout(ANSWER, asked).await {
+        Ok(answer) => answer.map_err(Fault::from),
+        Err(_) => Err(Fault::Silent(humantime::format_duration(ANSWER).to_string())),
     }
 }
 

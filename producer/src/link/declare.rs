@@ -16,10 +16,12 @@ use tokio::time::{self, Instant};
 use tracing::{debug, warn};
 
 use super::connection::{Link, Opened};
-use super::fault::{ANSWER, Fault, answered};
+use super::fault::Fault;
 use crate::config::{Config, Declare};
 use crate::error::TopologyError;
 use crate::wire::topology::{Argument, Declaration, QueueType, Target};
+
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// Declares what is missing and remembers it for as long as the connection lasts: a broker that
 /// went away may come back without it.
@@ -160,7 +162,7 @@ impl Declarer {
             }
         }
         let Opened { channel, generation } = opened;
-        _ = time::timeout(patience(deadline), channel.close(200, "declared".into())).await;
+        _ = time::timeout_at(patience(deadline), channel.close(200, "declared".into())).await;
         Ok(Some(generation))
     }
 
@@ -201,8 +203,8 @@ impl Declarer {
 }
 
 /// One answer takes so long at most, and never longer than the caller waits.
-fn patience(deadline: Instant) -> Duration {
-    ANSWER.min(deadline.saturating_duration_since(Instant::now()))
+fn patience(deadline: Instant) -> Instant {
+    deadline.min(Instant::now() + ANSWER)
 }
 
 async fn declare(
@@ -242,7 +244,10 @@ async fn declare(
             }
         }
     };
-    answered(patience(deadline), act).await
+    match time::timeout_at(patience(deadline), act).await {
+        Ok(done) => done.map_err(Fault::from),
+        Err(_) => Err(Fault::Silent(humantime::format_duration(ANSWER).to_string())),
+    }
 }
 
 fn table(arguments: &[(&'static str, Argument)]) -> FieldTable {

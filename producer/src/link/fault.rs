@@ -1,15 +1,9 @@
 //! What lapin's errors mean to us.
-//! In: an error of the client library, or no answer at all. Out: a [`Fault`], the only form in which
-//! the rest of the code sees it.
-
-use std::time::Duration;
+//! In: an error of the client library. Out: a [`Fault`], the only form in which the rest of the
+//! code sees it.
 
 use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
 use lapin::{Error, ErrorKind};
-use tokio::time;
-
-/// How long the broker may take for one answer, where nothing else is said.
-pub const ANSWER: Duration = Duration::from_secs(10);
 
 /// Why a channel or a connection does not do what we want.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -43,20 +37,6 @@ pub enum Fault {
     /// waited longer than the consumer timeout.
     #[error("the broker cancelled the consumer")]
     Cancelled,
-}
-
-/// What the broker answers to one request, at most `within` that time.
-///
-/// # Errors
-/// [`Fault`]: the broker's refusal, or [`Fault::Silent`] when the time is over.
-pub async fn answered<T>(
-    within: Duration,
-    asked: impl Future<Output = lapin::Result<T>>,
-) -> Result<T, Fault> {
-    match time::timeout(within, asked).await {
-        Ok(answer) => answer.map_err(Fault::from),
-        Err(_) => Err(Fault::Silent(humantime::format_duration(within).to_string())),
-    }
 }
 
 impl Fault {

@@ -1,14 +1,19 @@
 //! Looks at queues without taking anything from them.
 //! In: queue names. Out: how many jobs are ready and how many consumers there are.
 
+use std::time::Duration;
+
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
+use tokio::time;
 
 use super::connection::Link;
-use super::fault::{ANSWER, Fault, answered};
+use super::fault::Fault;
 use crate::config::{Config, after};
 use crate::error::DeadError;
 use crate::wire::delay::LEVELS;
+
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// Counts jobs in queues by passive declarations, which take nothing.
 ///
@@ -44,15 +49,16 @@ impl Inspector {
         let channel = self.link.channel(deadline).await?.channel;
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
         let look = channel.queue_declare(queue.into(), options, FieldTable::default());
-        match answered(ANSWER, look).await {
-            Ok(found) => {
+        match time::timeout(ANSWER, look).await.map(|looked| looked.map_err(Fault::from)) {
+            Ok(Ok(found)) => {
                 _ = channel.close(200, "seen".into()).await;
                 let (ready, consumers) = (found.message_count(), found.consumer_count());
                 Ok(Some(QueueCount { ready, consumers }))
             }
-            Err(Fault::Missing(_)) => Ok(None),
-            Err(Fault::Denied(because)) => Err(DeadError::MayNotLook { because }),
-            Err(fault) => Err(DeadError::Broker { because: fault.to_string() }),
+            Ok(Err(Fault::Missing(_))) => Ok(None),
+            Ok(Err(Fault::Denied(because))) => Err(DeadError::MayNotLook { because }),
+            Ok(Err(fault)) => Err(DeadError::Broker { because: fault.to_string() }),
+            Err(_) => Err(DeadError::Broker { because: "no answer within 10s".to_owned() }),
         }
     }
 

@@ -160,7 +160,7 @@ async fn invariant_5_an_ack_on_an_ended_generation_is_not_believed() {
         Ok(())
     }
     let shared = broker().await;
-    let proxy = Proxy::to(&shared.address()).await;
+    let proxy = Proxy::to(shared.url().split('@').nth(1).unwrap().split('/').next().unwrap()).await;
     let behind = Broker::at(&proxy.url());
     let mut bench = Bench::on(behind, on_default(&notes).handle_blocking(slow_at_first));
     bench.producer.publish(&work(1)).await.unwrap();

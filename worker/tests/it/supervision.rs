@@ -40,7 +40,7 @@ async fn a_deleted_queue_is_declared_again_and_consumed() {
 async fn a_cut_connection_is_restored_and_no_job_is_lost() {
     let notes = Notes::default();
     let shared = broker().await;
-    let proxy = Proxy::to(&shared.address()).await;
+    let proxy = Proxy::to(shared.url().split('@').nth(1).unwrap().split('/').next().unwrap()).await;
     let behind = Broker::at(&proxy.url());
     let mut bench = Bench::on(behind, noting_worker(&notes));
     bench.consuming("default").await;
@@ -61,7 +61,7 @@ async fn a_cut_connection_is_restored_and_no_job_is_lost() {
 async fn a_half_open_connection_is_noticed_by_its_heartbeat() {
     let notes = Notes::default();
     let shared = broker().await;
-    let proxy = Proxy::to(&shared.address()).await;
+    let proxy = Proxy::to(shared.url().split('@').nth(1).unwrap().split('/').next().unwrap()).await;
     let behind = Broker::at(&format!("{}?heartbeat=2", proxy.url()));
     let mut bench = Bench::on(behind, noting_worker(&notes));
     bench.consuming("default").await;

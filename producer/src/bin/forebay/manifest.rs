@@ -78,21 +78,6 @@ impl Manifest {
         self.functions.get(kind)?.queue.as_deref()
     }
 
-    /// Whether functions are named and none of them is for this kind.
-    pub(crate) fn lacks(&self, kind: &str) -> bool {
-        !self.functions.is_empty() && !self.functions.contains_key(kind)
-    }
-
-    /// The kind that looks most like this one, if any comes close.
-    pub(crate) fn nearest(&self, kind: &str) -> Option<&str> {
-        // Below that two words have little more in common than their letters.
-        const ALIKE: f64 = 0.8;
-        let alike = |known: &String| strsim::normalized_damerau_levenshtein(known, kind);
-        let known = self.functions.keys().map(|known| (alike(known), known.as_str()));
-        let nearest = known.max_by(|(one, _), (other, _)| one.total_cmp(other))?;
-        (nearest.0 >= ALIKE).then_some(nearest.1)
-    }
-
     /// How a queue is kept by the broker.
     pub(crate) fn queue_type(&self, queue: &str) -> QueueType {
         self.queues.get(queue).map(|queue| queue.r#type).unwrap_or_default()
@@ -151,16 +136,6 @@ mod tests {
         assert_eq!(manifest.queue_type("other"), QueueType::Quorum);
         assert_eq!(manifest.broker.declare, Some(MayDeclare::Never));
         assert!(!format!("{manifest:?}").contains("hush"));
-    }
-
-    #[test]
-    fn a_kind_that_no_function_is_for_is_told_with_the_one_that_may_be_meant() {
-        let manifest = parse(MANIFEST).unwrap();
-        assert!(manifest.lacks("email.sent") && !manifest.lacks("email.send"));
-        assert_eq!(manifest.nearest("email.sent"), Some("email.send"));
-        assert_eq!(manifest.nearest("report.redner"), Some("report.render"));
-        assert_eq!(manifest.nearest("order.pay"), None);
-        assert!(!Manifest::default().lacks("email.sent"), "no manifest, no opinion");
     }
 
     #[test]

@@ -124,9 +124,6 @@ pub(crate) struct Publish {
 
 pub(crate) async fn run(verb: Publish, session: &Session) -> anyhow::Result<Exit> {
     verb.check_times(SystemTime::now())?;
-    if verb.queue.is_none() && session.manifest.lacks(&verb.kind) {
-        screen::note(unknown(&verb.kind, session.manifest.nearest(&verb.kind)));
-    }
     let options = verb.options(session);
     let from_line = verb.from_line.or(verb.skip.map(|lines| lines.saturating_add(1)));
     let (source, shape) = match (verb.jsonl, verb.lines) {
@@ -253,12 +250,6 @@ fn show(receipt: &Receipt, session: &Session) -> Result<(), Stop> {
         let delay_ms = delay.map(|delay| delay.as_millis() as u64);
         screen::say_json(&json!({ "id": id, "queue": queue, "delay_ms": delay_ms }))
     }
-}
-
-/// No error: a worker in Rust may have a handler for it, which the manifest does not know.
-fn unknown(kind: &str, nearest: Option<&str>) -> String {
-    let meant = nearest.map_or_else(String::new, |kind| format!("; did you mean `{kind}`?"));
-    format!("note: the manifest has no function `{kind}`, it goes to queue `default`{meant}")
 }
 
 fn choose_queue(flag: Option<&str>, manifest: Option<&str>) -> String {

@@ -7,7 +7,7 @@ use forebay_producer::wire::envelope::now_ms;
 use serde_json::{Value, json};
 
 use super::letter;
-use super::{Sight, Where, Which, count, matching, name};
+use super::{Sight, Where, Which, matching, name};
 use crate::exit::{Exit, Stop};
 use crate::globals::Session;
 use crate::screen;
@@ -46,21 +46,8 @@ pub(super) async fn run(verb: &Ls, session: &Session) -> anyhow::Result<Exit> {
     Ok(Exit::Fine)
 }
 
-/// What `redrive` and `purge` show when nothing is to be done yet. `done` is what they would do to
-/// the letters.
-pub(super) fn dry_run(sights: &[Sight], done: &str, session: &Session) -> anyhow::Result<Exit> {
-    if session.for_people() {
-        table(sights)?;
-        let letters = count(matching(sights));
-        screen::say(format_args!("{letters} would be {done}; nothing was done"))?;
-        sights.iter().for_each(Sight::tell_the_rest);
-    } else {
-        screen::say_json(&as_json(sights))?;
-    }
-    Ok(Exit::Fine)
-}
-
-fn table(sights: &[Sight]) -> Result<(), Stop> {
+/// The table that `redrive` and `purge` show too, when nothing is to be done yet.
+pub(super) fn table(sights: &[Sight]) -> Result<(), Stop> {
     if matching(sights) == 0 {
         return Ok(());
     }
@@ -70,7 +57,7 @@ fn table(sights: &[Sight]) -> Result<(), Stop> {
     screen::say_table(header, letters.map(|letter| letter::row(letter, now_ms)))
 }
 
-fn as_json(sights: &[Sight]) -> Value {
+pub(super) fn as_json(sights: &[Sight]) -> Value {
     let piles = sights.iter().map(|sight| {
         json!({
             "pile": name(&sight.pile),

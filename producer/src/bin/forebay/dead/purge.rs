@@ -41,7 +41,7 @@ pub(super) async fn run(verb: &Purge, session: &Session) -> anyhow::Result<Exit>
     let sights = piles.look(&letters, &filter, session).await?;
     if verb.dry_run {
         letters.close().await;
-        return ls::dry_run(&sights, "removed", session);
+        return dry_run(&sights, session);
     }
     let mut purged = 0;
     if matching(&sights) > 0 {
@@ -57,5 +57,19 @@ pub(super) async fn run(verb: &Purge, session: &Session) -> anyhow::Result<Exit>
         screen::say_json(&json!({ "purged": purged }))?;
     }
     sights.iter().for_each(Sight::tell_the_rest);
+    Ok(Exit::Fine)
+}
+
+fn dry_run(sights: &[Sight], session: &Session) -> anyhow::Result<Exit> {
+    if session.for_people() {
+        ls::table(sights)?;
+        screen::say(format_args!(
+            "{} would be removed; nothing was done",
+            count(matching(sights))
+        ))?;
+        sights.iter().for_each(Sight::tell_the_rest);
+    } else {
+        screen::say_json(&ls::as_json(sights))?;
+    }
     Ok(Exit::Fine)
 }

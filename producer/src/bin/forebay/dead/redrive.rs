@@ -60,7 +60,7 @@ pub(super) async fn run(verb: &Redrive, session: &Session) -> anyhow::Result<Exi
     let many = matching(&sights);
     if verb.dry_run {
         letters.close().await;
-        return ls::dry_run(&sights, "redriven", session);
+        return dry_run(&sights, session);
     }
     if many > MANY {
         confirm(verb.yes, "redrive", many)?;
@@ -138,6 +138,20 @@ async fn redrive(
     bar.finish_and_clear();
     producer.close().await;
     Ok((sum, false))
+}
+
+fn dry_run(sights: &[Sight], session: &Session) -> anyhow::Result<Exit> {
+    if session.for_people() {
+        ls::table(sights)?;
+        screen::say(format_args!(
+            "{} would be redriven; nothing was done",
+            count(matching(sights))
+        ))?;
+        sights.iter().for_each(Sight::tell_the_rest);
+    } else {
+        screen::say_json(&ls::as_json(sights))?;
+    }
+    Ok(Exit::Fine)
 }
 
 fn report(sum: &Sum, interrupted: bool, session: &Session) -> Result<(), Stop> {
