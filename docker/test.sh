@@ -52,6 +52,7 @@ main() {
         step "image $image" docker/rabbitmq/obtain.sh "$image"
     done
     choose_python
+    need_node
     if [ -z "$fast" ]; then
         step "format" cargo fmt --all --check
         step "lint" cargo clippy --workspace --all-targets --all-features --locked -- -D warnings
@@ -83,6 +84,24 @@ install_needs() {
     # The tests of what other languages see publish and consume with pika; those of email.send have
     # their mail server from aiosmtpd.
     python_for_tests >/dev/null || apt_install python3 python3-pika python3-aiosmtpd
+    # And with amqplib; functions in JavaScript run in node too.
+    command -v node >/dev/null || apt_install nodejs
+    [ "$amqplib/node_modules/.package-lock.json" -nt "$amqplib/package-lock.json" ] || install_amqplib
+}
+
+# The very files that package-lock.json names by their hashes.
+install_amqplib() {
+    command -v npm >/dev/null || apt_install npm
+    local output
+    output=$(npm ci --prefix "$amqplib" --ignore-scripts --no-audit --no-fund 2>&1) ||
+        die "npm could not install amqplib: $output" "look at the network, then: npm ci --prefix $amqplib"
+}
+
+need_node() {
+    command -v node >/dev/null ||
+        die "node is not on the PATH" "run docker/test.sh without --fast as root, or install Node 18 or newer"
+    [ -d "$amqplib/node_modules/amqplib" ] ||
+        die "amqplib is not installed" "run docker/test.sh without --fast, or: npm ci --prefix $amqplib"
 }
 
 # The python3 on the PATH may be another one than Debian's, without Debian's packages.
@@ -144,5 +163,5 @@ finish() {
     fi
 }
 
-summary=() current='' log=''
+summary=() current='' log='' amqplib=producer/tests/amqplib
 main "$@"

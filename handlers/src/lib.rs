@@ -1,8 +1,8 @@
 //! Ready-made functions for Forebay workers.
 //!
-//! Any program ([`Exec`]), any HTTP endpoint ([`Http`]) and the built-in `file.digest`
-//! ([`FileDigest`]), `email.send` (`Email`) and `image.thumbnail` (`Thumbnail`) as handlers of a
-//! [`Worker`](forebay_worker::Worker), one by one or all together from a `forebay.toml`
+//! Any program ([`Exec`]), any program that stays ([`Server`]), any HTTP endpoint ([`Http`]) and the
+//! built-in `file.digest` ([`FileDigest`]), `email.send` (`Email`) and `image.thumbnail`
+//! (`Thumbnail`) as handlers of a [`Worker`](forebay_worker::Worker), one by one or all together from a `forebay.toml`
 //! ([`Manifest`], [`app`]). The binary `forebay-run` is that and nothing more.
 //!
 //! # Features
@@ -28,6 +28,7 @@ pub mod manifest;
 mod place;
 mod process;
 mod roots;
+mod serve;
 mod signature;
 #[cfg(feature = "image")]
 mod thumbnail;
@@ -39,6 +40,7 @@ pub use exec::{Exec, MissingProgram};
 pub use http::{Http, HttpError};
 pub use manifest::{Fault, Faults, Manifest};
 pub use roots::RootsError;
+pub use serve::{Server, ServerOptions, ServerStatus};
 pub use signature::{InvalidSecret, Secret};
 #[cfg(feature = "image")]
 pub use thumbnail::{PictureFormat, Thumbnail, ThumbnailOptions};

@@ -9,6 +9,7 @@ mod email;
 mod exec;
 mod http;
 mod operation;
+mod serve;
 mod shutdown;
 #[cfg(feature = "email")]
 mod smtp;
