@@ -26,3 +26,4 @@ pub use wire::envelope::{BrokerMarks, DeadMark, Envelope};
 pub use wire::failure::{Failure, Reason};
 pub use wire::job::Job;
 pub use wire::topology::{InvalidName, QueueType, Topology, check_kind, check_queue_name};
+pub use wire::trace::{InvalidTraceparent, TraceContext};

@@ -1,6 +1,7 @@
 //! The producer: how a job gets onto the broker.
 //! In: jobs and options. Out: the broker has confirmed and routed them, or a typed error.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -20,6 +21,7 @@ use crate::wire::delay::Delay;
 use crate::wire::envelope::Envelope;
 use crate::wire::job::Job;
 use crate::wire::topology::{QueueType, Topology, check_queue_name};
+use crate::wire::trace::TraceContext;
 
 /// Properties and headers together stay below half a frame: a larger header frame makes the broker
 /// close the whole connection.
@@ -52,10 +54,11 @@ const BULK_WINDOW: usize = 1_000;
 /// ```
 #[derive(Debug, Clone)]
 pub struct Producer {
-    config: Config,
+    config: Arc<Config>,
     link: Link,
     publisher: Publisher,
     declarer: Declarer,
+    trace: Option<Arc<TraceContext>>,
 }
 
 /// A published job.
@@ -87,10 +90,11 @@ impl Producer {
     pub fn new(config: &Config) -> Self {
         let link = Link::open(config, "publish");
         Self {
-            config: config.clone(),
+            config: Arc::new(config.clone()),
             publisher: Publisher::new(link.clone()),
             declarer: Declarer::new(link.clone(), config),
             link,
+            trace: None,
         }
     }
 
@@ -102,6 +106,13 @@ impl Producer {
         let producer = Self::new(config);
         producer.link.connected(producer.deadline()).await?;
         Ok(producer)
+    }
+
+    /// This producer, sharing its connection, for jobs that belong to a trace: what it publishes
+    /// carries it, unless its options name another. A worker's `cx.producer()` is one such.
+    #[must_use]
+    pub fn with_trace(&self, trace: TraceContext) -> Self {
+        Self { trace: Some(Arc::new(trace)), ..self.clone() }
     }
 
     /// Publishes a job to its own queue.
@@ -137,8 +148,13 @@ impl Producer {
         options: PublishOptions,
     ) -> Result<Receipt, PublishError> {
         let deadline = after(options.deadline.unwrap_or(self.config.publish_deadline));
-        let (envelope, delay) = options.into_envelope(kind, payload.into(), SystemTime::now())?;
+        let (mut envelope, delay) =
+            options.into_envelope(kind, payload.into(), SystemTime::now())?;
         let destination = delay.map_or(Destination::Queue, Destination::Later);
+        // Whoever records no span of its own passes the trace on as it came.
+        if let Some(trace) = self.trace.as_deref().filter(|_| envelope.trace().is_none()) {
+            envelope.set_trace(trace);
+        }
         self.send(&envelope, destination, deadline).await?;
         let delay = delay.map(Delay::duration);
         Ok(Receipt { id: envelope.id, queue: envelope.queue, delay })

@@ -218,8 +218,10 @@ where
     F: Fn(J, Context<S>) -> JobResult<T> + Send + Sync + 'static,
 {
     let place = cx.take_place();
+    let span = cx.span().clone();
     let run = tokio::task::spawn_blocking(move || {
         let _place = place;
+        let _in_span = span.entered();
         function(job, cx)
     });
     match run.await {

@@ -28,7 +28,7 @@ pub use context::Context;
 pub use error::{BuildError, JobError, JobResult, RunError};
 pub use forebay_producer::{
     CallError, Config, ConfigError, ConnectError, Declare, Envelope, Failure, Job, Producer,
-    PublishError, PublishOptions, QueueType, Reason, Receipt,
+    PublishError, PublishOptions, QueueType, Reason, Receipt, TraceContext,
 };
 pub use handler::{HandlerOptions, Output};
 pub use middleware::Next;
