@@ -3,10 +3,10 @@
 //! logs on standard error, an exit code.
 
 mod arguments;
+mod logs;
 mod signals;
 mod table;
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -14,9 +14,8 @@ use clap::Parser;
 use forebay_handlers::app::{self, App};
 use forebay_worker::{Config, RunError};
 use tracing::error;
-use tracing_subscriber::EnvFilter;
 
-use crate::arguments::{Arguments, LOG};
+use crate::arguments::Arguments;
 use crate::signals::Signals;
 
 /// How the process ends; `--help` lists them.
@@ -33,7 +32,7 @@ fn main() -> ExitCode {
     });
     let ready = opened.and_then(|app| {
         let config = app::config(&app.manifest.broker, &overrides);
-        log_to_stderr(&arguments.log)?;
+        logs::begin(&arguments.log, arguments.log_format, None)?;
         Ok((app, config.map_err(|error| error.to_string())?))
     });
     match ready {
@@ -104,20 +103,4 @@ fn with_causes(error: &RunError) -> String {
         next = cause.source();
     }
     words
-}
-
-/// Text for people, JSON for everything else that reads it.
-fn log_to_stderr(filter: &str) -> Result<(), String> {
-    // An empty RUST_LOG counts as none.
-    let filter = if filter.is_empty() { LOG } else { filter };
-    let filter = EnvFilter::try_new(filter).map_err(|error| {
-        format!("--log {filter:?} is no filter: {error}; try `info` or `debug`")
-    })?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if std::io::stderr().is_terminal() {
-        log.init();
-    } else {
-        log.json().flatten_event(true).with_span_list(false).init();
-    }
-    Ok(())
 }

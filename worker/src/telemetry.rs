@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use forebay_producer::Envelope;
 use metrics::{Counter, Histogram};
 use serde::Serialize;
-use tracing::{Span, debug, error, info_span, warn};
+use tracing::{Span, debug, error, error_span, field, warn};
 
 use crate::verdict::{Verdict, Why};
 
@@ -146,64 +146,62 @@ impl Meter {
     }
 }
 
-/// The span that a run lives in.
+/// The span that a run and its settling live in. What is logged inside of it names the job: at the
+/// level of errors, so that a log of nothing but errors does too.
 pub(crate) fn span(job: &Envelope) -> Span {
-    info_span!(
+    let span = error_span!(
         "job",
         job.id = job.id,
-        job.kind = job.kind.as_deref().unwrap_or("-"),
+        job.kind = kind(job),
         queue = job.queue,
-        attempt = job.attempt
-    )
+        attempt = job.attempt,
+        trace_id = field::Empty,
+    );
+    if !span.is_disabled()
+        && let Some(trace) = job.trace()
+    {
+        span.record("trace_id", trace.trace_id());
+    }
+    span
 }
 
-/// Counts and logs what is about to be done with a job.
+/// Counts and logs what is about to be done with a job, inside of its span.
 pub(crate) fn decided(counts: &Counts, job: &Envelope, verdict: &Verdict) {
     counts.count(verdict);
-    let kind = job.kind.as_deref().unwrap_or("-");
     match verdict {
-        Verdict::Ack(_) => debug!(job.id, job.kind = kind, attempt = job.attempt, "done"),
+        Verdict::Ack(_) => debug!("done"),
         Verdict::Again { delay, envelope, why } => {
             let delay_ms = delay.map_or(0, |delay| delay.duration().as_millis() as u64);
             let error = envelope.failures.last().map_or("", |failure| failure.message.as_str());
             match why {
-                Why::Retry => warn!(
-                    job.id,
-                    job.kind = kind,
-                    attempt = job.attempt,
-                    delay_ms,
-                    error,
-                    "job will be retried"
-                ),
+                Why::Retry => warn!(delay_ms, error, "job will be retried"),
                 Why::Grace => warn!(
-                    job.id,
-                    job.kind = kind,
                     graces = envelope.graces,
-                    delay_ms,
-                    "no handler takes this job yet; it waits for a deploy"
+                    delay_ms, "no handler takes this job yet; it waits for a deploy"
                 ),
-                Why::Deferral => debug!(job.id, job.kind = kind, delay_ms, "job put off"),
+                Why::Deferral => debug!(delay_ms, "job put off"),
                 Why::Suspect => warn!(
-                    job.id,
-                    job.kind = kind,
                     crashes = envelope.crashes,
-                    delay_ms,
-                    "a process died under this job; it will run alone"
+                    delay_ms, "a process died under this job; it will run alone"
                 ),
             }
         }
         Verdict::Dead(letter) => {
             let reason = letter.dead.as_ref().map_or("", |mark| mark.reason.as_str());
             let error = letter.failures.last().map_or("", |failure| failure.message.as_str());
-            error!(
-                job.id,
-                job.kind = kind,
-                attempt = job.attempt,
-                reason,
-                error,
-                "job is a dead letter now"
-            );
+            error!(reason, error, "job is a dead letter now");
         }
-        Verdict::GiveBack => debug!(job.id, job.kind = kind, "job given back"),
+        // It may not have got as far as to have a span.
+        Verdict::GiveBack => debug!(
+            job.id,
+            job.kind = kind(job),
+            queue = job.queue,
+            attempt = job.attempt,
+            "job given back"
+        ),
     }
+}
+
+fn kind(job: &Envelope) -> &str {
+    job.kind.as_deref().unwrap_or("-")
 }
