@@ -5,6 +5,7 @@
 mod arguments;
 mod logs;
 mod signals;
+mod spans;
 mod table;
 
 use std::process::ExitCode;
@@ -17,6 +18,7 @@ use tracing::error;
 
 use crate::arguments::Arguments;
 use crate::signals::Signals;
+use crate::spans::Spans;
 
 /// How the process ends; `--help` lists them.
 const WORK_FAILED: u8 = 1;
@@ -32,19 +34,20 @@ fn main() -> ExitCode {
     });
     let ready = opened.and_then(|app| {
         let config = app::config(&app.manifest.broker, &overrides);
-        logs::begin(&arguments.log, arguments.log_format, None)?;
-        Ok((app, config.map_err(|error| error.to_string())?))
+        let mut spans = if arguments.check { Spans::none() } else { Spans::begin() };
+        logs::begin(&arguments.log, arguments.log_format, spans.layer())?;
+        Ok((app, config.map_err(|error| error.to_string())?, spans))
     });
     match ready {
         Err(faults) => {
             eprintln!("{faults}");
             ExitCode::from(USAGE)
         }
-        Ok((app, config)) if arguments.check => {
+        Ok((app, config, _)) if arguments.check => {
             println!("{}", table::summary(&app.manifest, &config));
             ExitCode::SUCCESS
         }
-        Ok((app, config)) => run(app, &config),
+        Ok((app, config, spans)) => spans.during(|| run(app, &config)),
     }
 }
 

@@ -10,6 +10,8 @@ mod error;
 /// its signatures, and any release may change it.
 pub mod link;
 mod options;
+#[cfg(feature = "otel")]
+pub mod otel;
 mod producer;
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -151,11 +151,7 @@ impl Producer {
         let (mut envelope, delay) =
             options.into_envelope(kind, payload.into(), SystemTime::now())?;
         let destination = delay.map_or(Destination::Queue, Destination::Later);
-        // Whoever records no span of its own passes the trace on as it came.
-        if let Some(trace) = self.trace.as_deref().filter(|_| envelope.trace().is_none()) {
-            envelope.set_trace(trace);
-        }
-        self.send(&envelope, destination, deadline).await?;
+        self.send_traced(&mut envelope, destination, deadline).await?;
         let delay = delay.map(Delay::duration);
         Ok(Receipt { id: envelope.id, queue: envelope.queue, delay })
     }
@@ -240,6 +236,20 @@ impl Producer {
         }
     }
 
+    /// Whoever records no span of its own passes the trace on as it came.
+    #[cfg(not(feature = "otel"))]
+    async fn send_traced(
+        &self,
+        envelope: &mut Envelope,
+        destination: Destination,
+        deadline: Instant,
+    ) -> Result<(), PublishError> {
+        if let Some(trace) = self.trace().filter(|_| envelope.trace().is_none()) {
+            envelope.set_trace(trace);
+        }
+        self.send(envelope, destination, deadline).await
+    }
+
     /// Answers a caller: to the queue it named, without waiting for it to be routed.
     ///
     /// # Errors
@@ -279,6 +289,11 @@ impl Producer {
     pub async fn close(&self) {
         self.publisher.idle(self.deadline()).await;
         self.link.close().await;
+    }
+
+    /// What [`Producer::with_trace`] was given.
+    pub(crate) fn trace(&self) -> Option<&TraceContext> {
+        self.trace.as_deref()
     }
 
     fn deadline(&self) -> Instant {

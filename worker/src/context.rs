@@ -5,6 +5,8 @@ use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+#[cfg(feature = "otel")]
+use forebay_producer::otel;
 use forebay_producer::{Config, Envelope, Producer, TraceContext};
 use serde::Serialize;
 use serde_json::Value;
@@ -165,13 +167,26 @@ impl<S> Context<S> {
     pub fn producer(&self) -> &Producer {
         self.run.producer.get_or_init(|| {
             let shared = self.run.producers.get();
-            self.trace().map_or_else(|| shared.clone(), |trace| shared.with_trace(trace))
+            self.trace_of_run().map_or_else(|| shared.clone(), |trace| shared.with_trace(trace))
         })
     }
 
     /// The trace to pass on to what this handler calls, as headers `traceparent` and
-    /// `tracestate`: the job's own. `None` if it belongs to no trace.
+    /// `tracestate`: the job's own; where spans are recorded (feature `otel`), the current span's,
+    /// else that of the run. `None` if the job belongs to no trace.
     pub fn trace(&self) -> Option<TraceContext> {
+        #[cfg(feature = "otel")]
+        if let Some(trace) = otel::current() {
+            return Some(trace);
+        }
+        self.trace_of_run()
+    }
+
+    fn trace_of_run(&self) -> Option<TraceContext> {
+        #[cfg(feature = "otel")]
+        if let Some(trace) = otel::context_of(self.span()) {
+            return Some(trace);
+        }
         self.run.envelope.trace()
     }
 
@@ -213,6 +228,11 @@ impl LazyProducer {
 
     pub(crate) fn get(&self) -> &Producer {
         self.producer.get_or_init(|| Producer::new(&self.config))
+    }
+
+    /// The exchange that jobs are published to.
+    pub(crate) fn exchange(&self) -> &str {
+        self.config.topology().jobs_exchange()
     }
 
     pub(crate) fn opened(&self) -> Option<&Producer> {

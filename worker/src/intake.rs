@@ -86,14 +86,14 @@ impl<S: Send + Sync + 'static> Intake<S> {
         let job = self.envelope(delivery);
         let settlement = Settlement { generation, tag, producers: &self.producers, give_back_at };
         if let Some(verdict) = self.suspect(&job) {
-            *span = telemetry::span(&job);
+            *span = telemetry::span(&job, self.producers.exchange());
             return self.settle(settlement, &job, verdict).instrument(span.clone()).await;
         }
         let Some(places) = self.place(generation, &job).await else {
             return self.settle(settlement, &job, Verdict::GiveBack).await;
         };
         let Places { of_handler, of_queue: _until_settled } = places;
-        *span = telemetry::span(&job);
+        *span = telemetry::span(&job, self.producers.exchange());
         let work = async {
             let (verdict, cx) = self.run(generation, job, of_handler).await;
             self.settle(settlement, cx.envelope(), verdict).await;

@@ -13,6 +13,8 @@ mod generation;
 mod handler;
 mod intake;
 mod middleware;
+#[cfg(feature = "otel")]
+mod otel;
 mod retry;
 mod running;
 mod runtime;

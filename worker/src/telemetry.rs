@@ -10,6 +10,8 @@ use metrics::{Counter, Histogram};
 use serde::Serialize;
 use tracing::{Span, debug, error, error_span, field, warn};
 
+#[cfg(feature = "otel")]
+use crate::otel;
 use crate::verdict::{Verdict, Why};
 
 /// Counts of one worker since it started.
@@ -148,7 +150,8 @@ impl Meter {
 
 /// The span that a run and its settling live in. What is logged inside of it names the job: at the
 /// level of errors, so that a log of nothing but errors does too.
-pub(crate) fn span(job: &Envelope) -> Span {
+#[cfg_attr(not(feature = "otel"), expect(unused_variables, reason = "only spans name it"))]
+pub(crate) fn span(job: &Envelope, exchange: &str) -> Span {
     let span = error_span!(
         "job",
         job.id = job.id,
@@ -156,7 +159,13 @@ pub(crate) fn span(job: &Envelope) -> Span {
         queue = job.queue,
         attempt = job.attempt,
         trace_id = field::Empty,
+        otel.name = field::Empty,
+        otel.kind = field::Empty,
     );
+    #[cfg(feature = "otel")]
+    if otel::begin(&span, job, exchange) {
+        return span;
+    }
     if !span.is_disabled()
         && let Some(trace) = job.trace()
     {
@@ -200,6 +209,9 @@ pub(crate) fn decided(counts: &Counts, job: &Envelope, verdict: &Verdict) {
             "job given back"
         ),
     }
+    // Last: a log line at the level of errors sets a status of its own.
+    #[cfg(feature = "otel")]
+    otel::end(&Span::current(), verdict);
 }
 
 fn kind(job: &Envelope) -> &str {
