@@ -53,7 +53,7 @@ pub(crate) fn begin(
         format!("--log {filter:?} is no filter: {error}; try `info` or `debug`")
     })?;
     let terminal = io::stderr().is_terminal();
-    let json = JsonLines::new(StandardError);
+    let json = JsonLines { to: StandardError };
     let lines: AnyLayer = match format {
         LogFormat::Json => json.boxed(),
         LogFormat::Auto if !terminal => json.boxed(),
@@ -81,18 +81,6 @@ fn panicked(panic: &PanicHookInfo<'_>) {
 /// fields, and those of the spans around it, the innermost first. The first of a name counts.
 struct JsonLines<P = StandardError> {
     to: P,
-    #[cfg(feature = "otel")]
-    around: std::sync::OnceLock<tracing::dispatcher::WeakDispatch>,
-}
-
-impl<P> JsonLines<P> {
-    fn new(to: P) -> Self {
-        Self {
-            to,
-            #[cfg(feature = "otel")]
-            around: std::sync::OnceLock::new(),
-        }
-    }
 }
 
 /// Where lines go.
@@ -137,35 +125,27 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>, P: Paper> Layer<S> for JsonLines<P>
         line.put_all(&own);
         for span in context.event_scope(event).into_iter().flatten() {
             #[cfg(feature = "otel")]
-            self.put_trace(&mut line, &span.id());
+            put_trace(&mut line, &span.id());
             if let Some(fields) = span.extensions().get::<Fields>() {
                 line.put_all(fields);
             }
         }
         self.to.write(&line.end());
     }
-
-    #[cfg(feature = "otel")]
-    fn on_register_dispatch(&self, subscriber: &tracing::Dispatch) {
-        self.around.set(subscriber.downgrade()).ok();
-    }
 }
 
+/// The ids of a span that is recorded, if the line has none yet.
 #[cfg(feature = "otel")]
-impl<P> JsonLines<P> {
-    /// The ids of a span that is recorded, if the line has none yet.
-    fn put_trace(&self, line: &mut Line, span: &Id) {
-        use opentelemetry::trace::TraceContextExt;
+fn put_trace(line: &mut Line, span: &Id) {
+    use opentelemetry::trace::TraceContextExt;
 
-        let subscriber = self.around.get().and_then(tracing::dispatcher::WeakDispatch::upgrade);
-        let context =
-            subscriber.and_then(|all| tracing_opentelemetry::get_otel_context(span, &all));
-        let Some(context) = context else { return };
-        let span = context.span();
-        if span.span_context().is_valid() {
-            line.put("trace_id", &span.span_context().trace_id().to_string().into());
-            line.put("span_id", &span.span_context().span_id().to_string().into());
-        }
+    let context =
+        tracing::dispatcher::get_default(|all| tracing_opentelemetry::get_otel_context(span, all));
+    let Some(context) = context else { return };
+    let span = context.span();
+    if span.span_context().is_valid() {
+        line.put("trace_id", &span.span_context().trace_id().to_string().into());
+        line.put("span_id", &span.span_context().span_id().to_string().into());
     }
 }
 
@@ -269,7 +249,7 @@ mod tests {
 
     fn written(work: impl FnOnce()) -> Vec<Value> {
         let page = Page::default();
-        let lines = JsonLines::new(page.clone());
+        let lines = JsonLines { to: page.clone() };
         tracing::subscriber::with_default(tracing_subscriber::registry().with(lines), work);
         let lines = page.0.lock().unwrap();
         lines.clone()

@@ -6,5 +6,8 @@ mod check;
 mod digest;
 mod exec;
 mod http;
+mod logs;
+#[cfg(feature = "otel")]
+mod otel;
 mod shutdown;
 mod support;

@@ -12,3 +12,4 @@ mod places;
 mod settlement;
 mod supervision;
 mod support;
+mod traces;
