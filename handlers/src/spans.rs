@@ -5,7 +5,9 @@
 #[cfg(feature = "otel")]
 mod otlp;
 
-use tracing::{info, warn};
+#[cfg(feature = "otel")]
+use tracing::info;
+use tracing::warn;
 
 use crate::logs::AnyLayer;
 

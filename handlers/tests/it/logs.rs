@@ -20,8 +20,8 @@ retry = { max_attempts = 2, base = "100ms" }"#,
     let id = site.producer.publish_raw(KIND, payload, options).await.unwrap().id;
     site.dead().await;
     let dead = run.logged("it died", |line| line["message"] == "job is a dead letter now").await;
-    let log = run.log();
-    run.drain().await;
+    run.signal(rustix::process::Signal::TERM);
+    let log = run.log_to_the_end().await;
 
     let about = ["unknown line on descriptor 3", "job will be retried", "job is a dead letter now"];
     for (message, lines) in [(about[0], 2), (about[1], 1), (about[2], 1)] {
@@ -49,6 +49,19 @@ async fn a_log_of_errors_alone_names_the_job_as_well() {
     let id = site.publish(json!({})).await;
     let dead = run.logged("it died", |line| line["message"] == "job is a dead letter now").await;
     assert_eq!((&dead["job.id"], &dead["attempt"]), (&json!(id), &json!(1)));
+    run.drain().await;
+}
+
+#[cfg(not(feature = "otel"))]
+#[tokio::test]
+async fn without_the_feature_one_line_says_that_no_spans_are_exported() {
+    let site = Site::with("exec = [\"true\"]").await;
+    let mut command = site.command(&[]);
+    command.env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318");
+    let run = Run::start(command);
+    site.call(json!(1)).await.unwrap();
+    let said = run.logged("why", |line| line["message"] == "spans are not exported").await;
+    assert!(said["error"].to_string().contains("--features otel"), "{said}");
     run.drain().await;
 }
 
