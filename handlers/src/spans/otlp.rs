@@ -94,7 +94,7 @@ impl Export {
 
 /// Our own spans, and what is logged inside of them. Other crates' would double them.
 fn ours() -> Targets {
-    let crates = ["forebay_producer", "forebay_worker", "forebay_handlers"];
+    let crates = ["forebay_producer", "forebay_worker", "forebay_handlers", "forebay_run"];
     crates.into_iter().map(|name| (name, LevelFilter::INFO)).collect()
 }
 
