@@ -79,29 +79,35 @@ impl Producer {
 
     fn begin(&self, envelope: &mut Envelope, destination: Destination) -> Span {
         let span = info_span!("send", otel.name = field::Empty, otel.kind = field::Empty);
-        let parent = match envelope.trace() {
-            Some(named) => remote(Some(&named)),
-            None => Some(surroundings())
-                .filter(|around| around.span().span_context().is_valid())
-                .unwrap_or_else(|| remote(self.trace())),
-        };
+        let named = envelope.trace();
         // Fails without a layer that records spans: then nothing more is spent on it.
-        let recorded = span.set_parent(parent.clone()).is_ok();
-        if recorded {
-            span.record("otel.kind", "producer");
-            let to = format!("{}:{}", self.topology().jobs_exchange(), envelope.queue);
-            span.record("otel.name", format!("send {to}"));
-            for attribute in attributes("send", to, envelope) {
-                span.set_attribute(attribute.key, attribute.value);
+        if span.set_parent(Context::new()).is_err() {
+            let passed_on = || current().or_else(|| self.trace().cloned());
+            if let (None, Some(trace)) = (named, passed_on()) {
+                envelope.set_trace(&trace);
             }
-            if let Destination::Later(delay) = destination {
-                let delay_ms = i64::try_from(delay.duration().as_millis()).unwrap_or(i64::MAX);
-                span.set_attribute("forebay.delay_ms", delay_ms);
-            }
+            return Span::none();
         }
-        // Whoever records no span of its own passes the trace on as it came.
-        let own = if recorded { context_of(&span) } else { None };
-        if let Some(trace) = own.or_else(|| written(&parent)) {
+        let around = surroundings();
+        let parent = match named {
+            None if around.span().span_context().is_valid() => around,
+            None => remote(self.trace()),
+            Some(named) => remote(Some(&named)),
+        };
+        // It has worked a moment ago.
+        span.set_parent(parent.clone()).ok();
+        span.record("otel.kind", "producer");
+        let to = format!("{}:{}", self.topology().jobs_exchange(), envelope.queue);
+        span.record("otel.name", format!("send {to}"));
+        for attribute in attributes("send", to, envelope) {
+            span.set_attribute(attribute.key, attribute.value);
+        }
+        if let Destination::Later(delay) = destination {
+            let delay_ms = i64::try_from(delay.duration().as_millis()).unwrap_or(i64::MAX);
+            span.set_attribute("forebay.delay_ms", delay_ms);
+        }
+        // None of its own if the layer has a filter that does not let it through.
+        if let Some(trace) = context_of(&span).or_else(|| written(&parent)) {
             envelope.set_trace(&trace);
         }
         span

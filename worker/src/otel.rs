@@ -3,6 +3,7 @@
 //! messaging conventions want, ended when the verdict is known.
 
 use forebay_producer::{Envelope, otel};
+use opentelemetry::Context;
 use opentelemetry::trace::{Status, TraceContextExt};
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
@@ -12,9 +13,11 @@ use crate::verdict::{Verdict, Why};
 /// Makes the job's span one of kind consumer, below whoever published the job. `false` if no layer
 /// records it; then nothing is spent on it.
 pub(crate) fn begin(span: &Span, job: &Envelope, exchange: &str) -> bool {
-    if span.is_disabled() || span.set_parent(otel::remote(job.trace().as_ref())).is_err() {
+    if span.set_parent(Context::new()).is_err() {
         return false;
     }
+    // It has worked a moment ago.
+    span.set_parent(otel::remote(job.trace().as_ref())).ok();
     let from = format!("{exchange}:{}", job.queue);
     span.record("otel.kind", "consumer");
     span.record("otel.name", format!("process {from}"));

@@ -183,10 +183,11 @@ async fn a_broken_trace_is_refused_as_a_flag_and_left_out_as_a_variable() {
 async fn trace_of_next(broker: &Broker) -> Option<(String, Option<String>)> {
     let config = broker.config();
     let link = Link::open(&config, "look");
-    let channel = link.channel(after(super::PATIENCE)).await.unwrap().channel;
+    let channel = link.channel(after(super::PATIENCE)).await.expect("a channel").channel;
     let queue = config.topology().queue("default");
     let options = BasicGetOptions { no_ack: true };
-    let got = channel.basic_get(queue.as_str().into(), options).await.unwrap().unwrap();
+    let got = channel.basic_get(queue.as_str().into(), options).await.expect("an answer");
+    let got = got.expect("a job");
     link.close().await;
     let job = Envelope::decode(Raw {
         properties: &got.delivery.properties,
