@@ -10,6 +10,7 @@ use forebay_handlers::app::Overrides;
 use forebay_handlers::manifest::{InvalidListen, Listen};
 use forebay_worker::Declare;
 
+use crate::logs::{self, LogFormat};
 use crate::operation::probe::Probe;
 
 /// What is logged unless asked otherwise. The two that are off log errors that they return to us.
@@ -93,6 +94,16 @@ pub(crate) struct Arguments {
     /// What to log: a level, or levels by module.
     #[arg(long, value_name = "FILTER", env = "RUST_LOG", default_value = LOG)]
     pub(crate) log: String,
+
+    /// How it is logged: auto (text on a terminal, JSON elsewhere), text or json.
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        env = "FOREBAY_LOG_FORMAT",
+        default_value = "auto",
+        value_parser = logs::format
+    )]
+    pub(crate) log_format: LogFormat,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

@@ -3,11 +3,13 @@
 //! logs on standard error, an exit code.
 
 mod arguments;
+mod logs;
 mod operation;
 mod signals;
+mod spans;
 mod table;
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -17,12 +19,12 @@ use forebay_handlers::app::{self, App};
 use forebay_worker::{Config, RunError};
 use futures_util::future::join_all;
 use tracing::error;
-use tracing_subscriber::EnvFilter;
 
-use crate::arguments::{Arguments, LOG};
+use crate::arguments::Arguments;
 use crate::operation::Operation;
 use crate::operation::probe::Probe;
 use crate::signals::Signals;
+use crate::spans::Spans;
 
 /// How the process ends; `--help` lists them.
 const WORK_FAILED: u8 = 1;
@@ -41,20 +43,21 @@ fn main() -> ExitCode {
     });
     let ready = opened.and_then(|app| {
         let config = app::config(&app.manifest.broker, &overrides);
-        log_to_stderr(&arguments.log)?;
-        Ok((app, config.map_err(|error| error.to_string())?))
+        let mut spans = if arguments.check { Spans::none() } else { Spans::begin() };
+        logs::begin(&arguments.log, arguments.log_format, spans.layer())?;
+        Ok((app, config.map_err(|error| error.to_string())?, spans))
     });
     match ready {
         Err(faults) => {
             eprintln!("{faults}");
             ExitCode::from(USAGE)
         }
-        Ok((app, config)) if arguments.check => {
+        Ok((app, config, _)) if arguments.check => {
             println!("{}", table::summary(&app.manifest, &config));
             ExitCode::SUCCESS
         }
-        Ok((app, config)) => match open(&arguments, &app) {
-            Ok(operation) => run(app, &config, operation),
+        Ok((app, config, spans)) => match open(&arguments, &app) {
+            Ok(operation) => spans.during(|| run(app, &config, operation)),
             Err(fault) => {
                 eprintln!("{fault}");
                 ExitCode::from(USAGE)
@@ -155,20 +158,4 @@ fn with_causes(error: &RunError) -> String {
         next = cause.source();
     }
     words
-}
-
-/// Text for people, JSON for everything else that reads it.
-fn log_to_stderr(filter: &str) -> Result<(), String> {
-    // An empty RUST_LOG counts as none.
-    let filter = if filter.is_empty() { LOG } else { filter };
-    let filter = EnvFilter::try_new(filter).map_err(|error| {
-        format!("--log {filter:?} is no filter: {error}; try `info` or `debug`")
-    })?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if std::io::stderr().is_terminal() {
-        log.init();
-    } else {
-        log.json().flatten_event(true).with_span_list(false).init();
-    }
-    Ok(())
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use bytes::Bytes;
-use forebay_worker::{Context, JobError, JobResult, Output};
+use forebay_worker::{Context, JobError, JobResult, Output, TraceContext};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::time::timeout;
@@ -233,6 +233,7 @@ impl Server {
 }
 
 fn task<'a, S>(run: &'a str, cx: &'a Context<S>) -> Task<'a> {
+    let trace = cx.trace();
     Task {
         run,
         id: cx.id(),
@@ -243,8 +244,8 @@ fn task<'a, S>(run: &'a str, cx: &'a Context<S>) -> Task<'a> {
         redelivered: cx.redelivered(),
         crashes: cx.crashes(),
         idempotency_key: cx.idempotency_key(),
-        traceparent: cx.header("traceparent"),
-        tracestate: cx.header("tracestate"),
+        traceparent: trace.as_ref().map(|trace| trace.traceparent().to_owned()),
+        tracestate: trace.as_ref().and_then(TraceContext::tracestate).map(str::to_owned),
     }
 }
 

@@ -10,6 +10,8 @@ mod error;
 /// its signatures, and any release may change it.
 pub mod link;
 mod options;
+#[cfg(feature = "otel")]
+pub mod otel;
 mod producer;
 mod telemetry;
 #[cfg(feature = "testing")]
@@ -28,3 +30,4 @@ pub use wire::envelope::{BrokerMarks, DeadMark, Envelope};
 pub use wire::failure::{Failure, Reason};
 pub use wire::job::Job;
 pub use wire::topology::{InvalidName, QueueType, Topology, check_kind, check_queue_name};
+pub use wire::trace::{InvalidTraceparent, TraceContext};

@@ -16,6 +16,8 @@ mod intake;
 mod load;
 mod meter;
 mod middleware;
+#[cfg(feature = "otel")]
+mod otel;
 mod retry;
 mod running;
 mod runtime;
@@ -31,7 +33,7 @@ pub use context::Context;
 pub use error::{BuildError, JobError, JobResult, RunError};
 pub use forebay_producer::{
     CallError, Config, ConfigError, ConnectError, Declare, Envelope, Failure, Job, Producer,
-    PublishError, PublishOptions, QueueType, Reason, Receipt,
+    PublishError, PublishOptions, QueueType, Reason, Receipt, TraceContext,
 };
 pub use handler::{HandlerOptions, Output};
 pub use meter::describe_metrics;

@@ -8,8 +8,10 @@ use std::time::Instant;
 
 use forebay_producer::Envelope;
 use serde::Serialize;
-use tracing::{Span, debug, error, info_span, warn};
+use tracing::{Span, debug, error, error_span, field, warn};
 
+#[cfg(feature = "otel")]
+use crate::otel;
 use crate::verdict::{Verdict, Why};
 
 /// Counts of one worker since it started.
@@ -105,64 +107,72 @@ impl fmt::Display for Summary {
     }
 }
 
-/// The span that a run lives in.
-pub(crate) fn span(job: &Envelope) -> Span {
-    info_span!(
+/// The span that a run and its settling live in. What is logged inside of it names the job: at the
+/// level of errors, so that a log of nothing but errors does too.
+#[cfg_attr(not(feature = "otel"), expect(unused_variables, reason = "only spans name it"))]
+pub(crate) fn span(job: &Envelope, exchange: &str) -> Span {
+    let span = error_span!(
         "job",
         job.id = job.id,
-        job.kind = job.kind.as_deref().unwrap_or("-"),
+        job.kind = kind(job),
         queue = job.queue,
-        attempt = job.attempt
-    )
+        attempt = job.attempt,
+        trace_id = field::Empty,
+        otel.name = field::Empty,
+        otel.kind = field::Empty,
+    );
+    #[cfg(feature = "otel")]
+    if otel::begin(&span, job, exchange) {
+        return span;
+    }
+    if !span.is_disabled()
+        && let Some(trace) = job.trace()
+    {
+        span.record("trace_id", trace.trace_id());
+    }
+    span
 }
 
-/// Counts and logs what is about to be done with a job.
+/// Counts and logs what is about to be done with a job, inside of its span.
 pub(crate) fn decided(counts: &Counts, job: &Envelope, verdict: &Verdict) {
     counts.count(verdict);
-    let kind = job.kind.as_deref().unwrap_or("-");
     match verdict {
-        Verdict::Ack(_) => debug!(job.id, job.kind = kind, attempt = job.attempt, "done"),
+        Verdict::Ack(_) => debug!("done"),
         Verdict::Again { delay, envelope, why } => {
             let delay_ms = delay.map_or(0, |delay| delay.duration().as_millis() as u64);
             let error = envelope.failures.last().map_or("", |failure| failure.message.as_str());
             match why {
-                Why::Retry => warn!(
-                    job.id,
-                    job.kind = kind,
-                    attempt = job.attempt,
-                    delay_ms,
-                    error,
-                    "job will be retried"
-                ),
+                Why::Retry => warn!(delay_ms, error, "job will be retried"),
                 Why::Grace => warn!(
-                    job.id,
-                    job.kind = kind,
                     graces = envelope.graces,
-                    delay_ms,
-                    "no handler takes this job yet; it waits for a deploy"
+                    delay_ms, "no handler takes this job yet; it waits for a deploy"
                 ),
-                Why::Deferral => debug!(job.id, job.kind = kind, delay_ms, "job put off"),
+                Why::Deferral => debug!(delay_ms, "job put off"),
                 Why::Suspect => warn!(
-                    job.id,
-                    job.kind = kind,
                     crashes = envelope.crashes,
-                    delay_ms,
-                    "a process died under this job; it will run alone"
+                    delay_ms, "a process died under this job; it will run alone"
                 ),
             }
         }
         Verdict::Dead(letter) => {
             let reason = letter.dead.as_ref().map_or("", |mark| mark.reason.as_str());
             let error = letter.failures.last().map_or("", |failure| failure.message.as_str());
-            error!(
-                job.id,
-                job.kind = kind,
-                attempt = job.attempt,
-                reason,
-                error,
-                "job is a dead letter now"
-            );
+            error!(reason, error, "job is a dead letter now");
         }
-        Verdict::GiveBack => debug!(job.id, job.kind = kind, "job given back"),
+        // It may not have got as far as to have a span.
+        Verdict::GiveBack => debug!(
+            job.id,
+            job.kind = kind(job),
+            queue = job.queue,
+            attempt = job.attempt,
+            "job given back"
+        ),
     }
+    // Last: a log line at the level of errors sets a status of its own.
+    #[cfg(feature = "otel")]
+    otel::end(&Span::current(), verdict);
+}
+
+fn kind(job: &Envelope) -> &str {
+    job.kind.as_deref().unwrap_or("-")
 }

@@ -8,7 +8,10 @@ mod digest;
 mod email;
 mod exec;
 mod http;
+mod logs;
 mod operation;
+#[cfg(feature = "otel")]
+mod otel;
 mod serve;
 mod shutdown;
 #[cfg(feature = "email")]

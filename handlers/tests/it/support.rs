@@ -96,6 +96,8 @@ impl Site {
             // The default address belongs to one of all that run here.
             .env("FOREBAY_LISTEN", "127.0.0.1:0")
             .env_remove("RUST_LOG")
+            .env_remove("FOREBAY_LOG_FORMAT")
+            .env_remove("OTEL_EXPORTER_OTLP_ENDPOINT")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -243,6 +245,16 @@ impl Run {
             Ok(status) => (status, text),
             Err(_) => panic!("it does not end\n{:#?}", self.log()),
         }
+    }
+
+    /// Waits for its end, which must be a good one, and returns all it has logged.
+    pub(crate) async fn log_to_the_end(self) -> Vec<Value> {
+        let log = Arc::clone(&self.log);
+        let (status, summary) = self.ended().await;
+        assert_eq!(status.code(), Some(0), "{summary}");
+        // The task that reads it drops its share at the end.
+        eventually("the log is read", async || Arc::strong_count(&log) == 1).await;
+        log.lock().unwrap().clone()
     }
 
     /// Ends it in good order.

@@ -52,6 +52,7 @@ fn somewhere(url: &str, arguments: &[&str]) -> Call {
     for variable in ["NAMESPACE", "DECLARE", "STRICT_TOPOLOGY", "MANAGEMENT_URL"] {
         command.env_remove(format!("FOREBAY_{variable}"));
     }
+    command.env_remove("TRACEPARENT").env_remove("TRACESTATE");
     Call { command, input: Vec::new(), directory }
 }
 

@@ -13,3 +13,4 @@ mod settlement;
 mod status;
 mod supervision;
 mod support;
+mod traces;
