@@ -1,6 +1,6 @@
 # Images out of Debian's packages, for where none can be pulled. Source it after lib.sh, do not run it.
 # shellcheck shell=bash
-# shellcheck disable=SC2016 # $(REPO_URI) and "$1" are for apt and for mmdebstrap to fill in
+# shellcheck disable=SC2016 # "$1" is for mmdebstrap to fill in
 
 # debian_root SUITE PACKAGES TAR [MMDEBSTRAP OPTION...]: a small root file system with these packages.
 # They come from this machine's Debian mirror, or from FOREBAY_DEBIAN_MIRROR.
@@ -8,9 +8,7 @@ debian_root() {
     local suite=$1 packages=$2 tar=$3 mirror log status=0 apt_options=()
     shift 3
     apt_install mmdebstrap debian-archive-keyring
-    mirror=${FOREBAY_DEBIAN_MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' \
-        'Created-By: Packages' 'Origin: Debian' 'Label: Debian' | sed -n '/^https\?:/{p;q}')}
-    mirror=${mirror:-http://deb.debian.org/debian}
+    mirror=$(debian_mirror)
 
     # What this machine's apt needs to reach its mirror (proxy, certificates, credentials) holds for this too.
     mapfile -t apt_options < <(apt-config dump | sed -nE 's/^(Acquire::(https?|Retries|Check)[^ ]* .*)/--aptopt=\1/p')
