@@ -1,0 +1,2 @@
+# Takes the job from standard input; what it prints is the job's result.
+cat
