@@ -39,13 +39,12 @@ TRIGGER_KEYS = {
 
 def main():
     documents = read(HERE.glob("*.yaml"))
-    kinds = {document["kind"]: document for document in documents}
     for document in documents:
         faults(document)
     if len(sys.argv) > 1:
         for document in read([pathlib.Path(sys.argv[1])]):
             faults(document)
-    fit(kinds)
+    fit(documents)
     count = negative(documents)
     print(f"{len(documents)} manifests are valid for Kubernetes {' and '.join(VERSIONS)}; "
           f"each of {count} misspelt fields was refused")
@@ -118,8 +117,9 @@ def cluster(document):
     faults(pod, VERSIONS[-1:])
 
 
-def fit(kinds):
+def fit(documents):
     """What one file says of another one."""
+    kinds = {document["kind"]: document for document in documents}
     deployment, template = kinds["Deployment"], kinds["Deployment"]["spec"]["template"]
     container = template["spec"]["containers"][0]
     labels = template["metadata"]["labels"]
@@ -132,17 +132,20 @@ def fit(kinds):
     used |= {endpoint["port"] for endpoint in kinds["PodMonitor"]["spec"]["podMetricsEndpoints"]}
     must(used <= ports, "a port that the container does not have")
 
-    scaled = kinds["ScaledObject"]["spec"]
-    must(scaled["scaleTargetRef"]["name"] == name, "KEDA scales something else")
+    must(kinds["Service"]["spec"]["selector"].items() <= labels.items(), "the service does not find the workers")
+    must({port["targetPort"] for port in kinds["Service"]["spec"]["ports"]} <= ports, "a port of the service")
     must("replicas" not in deployment["spec"], "an apply would undo what KEDA has set")
+    scaled = [document["spec"] for document in documents if document["kind"] == "ScaledObject"]
+    must(all(spec["scaleTargetRef"]["name"] == name for spec in scaled), "KEDA scales something else")
+    by_queue = [trigger for spec in scaled for trigger in spec["triggers"] if trigger["type"] == "rabbitmq"]
     secret = kinds["TriggerAuthentication"]["metadata"]["name"]
-    must(all(trigger["authenticationRef"]["name"] == secret for trigger in scaled["triggers"]), "KEDA's secret")
+    must(all(trigger["authenticationRef"]["name"] == secret for trigger in by_queue), "KEDA's secret")
 
     manifest = tomllib.loads((HERE / "forebay.toml").read_text())
     grace = int(manifest["worker"]["grace"].removesuffix("s"))
     must(template["spec"]["terminationGracePeriodSeconds"] >= grace + 15, "the grace of the pod is too short")
     queues = {f"forebay.{queue}" for queue in manifest["queues"]}
-    must({trigger["metadata"]["queueName"] for trigger in scaled["triggers"]} == queues, "KEDA's queues")
+    must({trigger["metadata"]["queueName"] for trigger in by_queue} == queues, "KEDA's queues")
     applied = kinds["Job"]["spec"]["template"]["spec"]["containers"][0]["args"]
     must(all(queue.split(".")[1] in applied for queue in queues), "a queue that nobody declares")
 
@@ -175,13 +178,14 @@ def negative(documents):
     return count
 
 
-FREE = {"labels", "matchLabels", "requests", "limits"}
+# Any word may be the name of a resource, and of a label, which ours have a slash in.
+FREE = {"requests", "limits"}
 
 
 def fields(value, path=()):
     if isinstance(value, dict):
         for key, inner in value.items():
-            if not path or path[-1] not in FREE:
+            if "/" not in key and (not path or path[-1] not in FREE):
                 yield (*path, key)
             yield from fields(inner, (*path, key))
     elif isinstance(value, list):
