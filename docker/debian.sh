@@ -18,15 +18,15 @@ debian_root() {
         '--aptopt=Acquire::Check-Valid-Until "false"' # a mirror of a testing suite may lag behind its week of validity
     )
 
-    # apt's settings go at the end: they may hold credentials.
+    # apt's settings do not stay in the image: they may hold credentials.
     log=$(mktemp)
     mmdebstrap --variant=essential --components=main --include="$packages" \
         "${apt_options[@]}" \
         --dpkgopt='path-exclude=/usr/share/doc/*' \
         --dpkgopt='path-exclude=/usr/share/man/*' \
         --dpkgopt='path-exclude=/usr/share/locale/*' \
-        "$@" \
         --customize-hook='rm -rf "$1/etc/apt/apt.conf.d/99mmdebstrap" "$1"/etc/apt/sources.list*' \
+        "$@" \
         "$suite" "$tar" "$mirror" </dev/null >"$log" 2>&1 || status=$?
     [ $status -eq 0 ] || tail -n 15 "$log" >&2
     rm -f "$log"

@@ -66,7 +66,8 @@ obtain_base() {
     esac
     say "$base could not be pulled: building a stand-in under that name from Debian's packages"
     work=$(mktemp -d)
-    debian_root trixie ca-certificates,tini "$work/root.tar"
+    # With apt, as in the official one, so that images can be built on it.
+    debian_root trixie apt,ca-certificates,tini "$work/root.tar" --customize-hook="$apt_source"
     docker_import "$work/root.tar" "$base" "Debian trixie with tini, in place of the official image" 'CMD ["bash"]' \
         'ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
     rm -rf "$work"
@@ -102,6 +103,8 @@ prebuilt() {
 size() { docker image inspect --format '{{.Size}}' "$1" | awk '{ printf "%.0f MB", $1 / 1e6 }'; }
 
 base=${BASE_IMAGE:-debian:trixie-slim} builder=${RUST_IMAGE:-rust:1-trixie}
+# shellcheck disable=SC2016 # "$1" is for mmdebstrap to fill in
+apt_source='echo "deb http://deb.debian.org/debian trixie main" >"$1/etc/apt/sources.list"'
 labels=() work=''
 trap 'rm -rf "$work"' EXIT
 main "$@"
