@@ -13,7 +13,8 @@ usage: docker/deploy/test.sh [--binaries DIR]
   --binaries DIR  take DIR/forebay and DIR/forebay-run (default: those that `cargo test` has built)
   -h, --help      this text
 
-Everything it starts has a name of its own, random ports on loopback, and is removed at the end.
+The commands for compose and for users are those of docs/deploy.md, taken from there. Everything it
+starts has a name of its own, random ports on loopback, and is removed at the end.
 TEXT
 }
 
@@ -37,9 +38,14 @@ main() {
     trap 'exit 130' INT
     trap 'exit 143' TERM HUP
     docker/image.sh --tag "$FOREBAY_IMAGE" --binaries "$binaries"
+    work=$(mktemp -d)
+    cp -R docker "$work/docker"
+    rm -f "$work/docker/.env"
     check "the image runs without root, and names no secret" image_is_modest
     check "without a password compose says what to set" compose_wants_passwords
-    check "RabbitMQ and two workers become healthy" up
+    check "RabbitMQ and two workers become healthy, as docs/deploy.md says" first_up
+    check "the first jobs run, as docs/deploy.md says" first_jobs
+    check "users made by hand, as docs/deploy.md says, may do the same" users_by_hand
     check "a worker has no root, no capability, nothing to write to" worker_is_confined
     check "no user can do more than its role" roles_are_limited
     check "a graceful stop under load loses nothing and doubles nothing" stop_under_load
@@ -65,7 +71,16 @@ built_for_tests() {
     dirname "$program"
 }
 
-compose() { docker compose --env-file /dev/null --project-name "$project" --file docker/compose.yaml "$@"; }
+# As in docs/deploy.md: a copy of docker/ and its docker/.env stand for a user's clone.
+compose() { docker compose --env-file "$work/docker/.env" --file "$work/docker/compose.yaml" "$@"; }
+
+# documented NAME: runs the block of docs/deploy.md that stands under that mark, in the user's clone.
+documented() {
+    local block
+    block=$(awk -v mark="<!-- tried: $1 -->" '$0 == mark { on = 1; next } on && /^```$/ { exit } on && !/^```/' docs/deploy.md)
+    [ "$block" ] || { say "docs/deploy.md has no block '$1'"; return 1; }
+    (cd "$work" && PATH=$work:$PATH bash -euc "${block//127.0.0.1:5672/127.0.0.1:$FOREBAY_AMQP_PORT}")
+}
 
 # container N: the name of a worker.
 container() { echo "$project-worker-$1"; }
@@ -98,7 +113,6 @@ image_is_modest() {
         return 1
     fi
     # The programs of the image are tried on the host too.
-    work=$(mktemp -d)
     local id
     id=$(docker create "$FOREBAY_IMAGE")
     docker cp "$id:/usr/local/bin/forebay" "$work/forebay" >/dev/null
@@ -108,15 +122,46 @@ image_is_modest() {
 compose_wants_passwords() {
     local name said
     for name in OPERATOR PUBLISHER WORKER; do
-        if said=$(unset "FOREBAY_${name}_PASSWORD"; compose config 2>&1); then say "it took no password of $name"; return 1; fi
+        passwords a b c | grep -v "$name" >"$work/docker/.env"
+        if said=$(compose config 2>&1); then say "it took no password of $name"; return 1; fi
         grep -q "FOREBAY_${name}_PASSWORD.*docker/.env" <<<"$said" || { say "it said: $said"; return 1; }
     done
     # What cannot stand in a URL is refused by RabbitMQ's own start.
-    if said=$(FOREBAY_WORKER_PASSWORD='a/b@c' compose run --rm --no-deps rabbitmq 2>&1); then return 1; fi
+    passwords a b 'c/d@e' >"$work/docker/.env"
+    if said=$(compose run --rm --no-deps rabbitmq 2>&1); then return 1; fi
     grep -q 'FOREBAY_WORKER_PASSWORD has other characters' <<<"$said" || { say "it said: $said"; return 1; }
 }
 
-up() { compose up --detach --wait --wait-timeout 180 --quiet-pull >"$log" 2>&1 || { cat "$log" >&2; return 1; }; }
+passwords() { printf 'FOREBAY_%s_PASSWORD=%s\n' OPERATOR "$1" PUBLISHER "$2" WORKER "$3"; }
+
+first_up() {
+    documented compose >"$log" 2>&1 || { cat "$log" >&2; return 1; }
+    # shellcheck source=docker/compose/env.example
+    . "$work/docker/.env"
+}
+
+first_jobs() {
+    documented first-job >"$log" 2>&1 || { cat "$log" >&2; return 1; }
+    documented from-host >"$log" 2>&1 || { cat "$log" >&2; return 1; }
+    local deadline=$((SECONDS + 20))
+    until docker exec "$(container 1)" cat /data/notes 2>/dev/null | grep -q 'from the host'; do
+        [ $SECONDS -lt $deadline ] || { say "the job from the host was not run"; return 1; }
+        sleep 0.2
+    done
+}
+
+# In a virtual host of their own, beside those that users.sh has made.
+users_by_hand() {
+    local by_hand
+    by_hand=$(awk '/^<!-- tried: users -->$/ { on = 1 } on && /^rabbitmqctl/ { print } on && /^```$/ { exit }' docs/deploy.md |
+        sed -E 's/(-p|add_vhost) forebay/\1 by-hand/; s/ (operator|publisher|worker|scaler) / by-hand-\1 /; s/"\$[A-Z_]*"/none/; s/ (operator|publisher|worker|scaler) / by-hand-\1 /')
+    compose exec -T rabbitmq bash -euc "$by_hand" >"$log" 2>&1 || { cat "$log" >&2; return 1; }
+    diff <(permissions forebay) <(permissions by-hand | sed 's/^by-hand-//' | grep -v '^scaler') >&2
+}
+
+permissions() { compose exec -T rabbitmq rabbitmqctl -q list_permissions -p "$1" --no-table-headers | sort; }
+
+up() { compose up --detach --wait >"$log" 2>&1 || { cat "$log" >&2; return 1; }; }
 
 worker_is_confined() {
     docker exec "$(container 1)" sh -c '
@@ -240,7 +285,9 @@ down_and_up() {
     compose stop worker >"$log" 2>&1
     burst 2001 2020
     compose down >>"$log" 2>&1
+    # A changed password holds from the next start.
     FOREBAY_PUBLISHER_PASSWORD=changed-$suffix
+    passwords "$FOREBAY_OPERATOR_PASSWORD" "$FOREBAY_PUBLISHER_PASSWORD" "$FOREBAY_WORKER_PASSWORD" >"$work/docker/.env"
     up
     until_done 2001 2020
     nothing_left
@@ -252,26 +299,27 @@ finish() {
     trap '' INT TERM HUP
     trap - EXIT
     set +e
-    if [ $status -ne 0 ]; then
+    [ -z "$work" ] || passwords any any any >"$work/docker/.env" # compose does nothing without
+    if [ $status -ne 0 ] && [ "$work" ]; then
         say "==> containers, and the ends of their logs"
         compose ps --all >&2
         compose logs --tail 30 --no-color --no-log-prefix topology worker >&2
         compose logs --tail 10 --no-color --no-log-prefix rabbitmq >&2
         [ -z "$current" ] || say "failed: $current"
     fi
-    compose down --volumes --remove-orphans --timeout 5 >/dev/null 2>&1
+    [ -z "$work" ] || compose down --volumes --remove-orphans --timeout 5 >/dev/null 2>&1
     docker image rm "$FOREBAY_IMAGE" >/dev/null 2>&1
     rm -rf "$work" "$log"
     exit "$status"
 }
 
 suffix=$(od -An -N3 -tx1 /dev/urandom | tr -d ' \n')
-project=forebay-test-$suffix rabbitmq_image=${FOREBAY_RABBITMQ_IMAGE:-$(<producer/src/rabbitmq-image)}
+project=forebay-test-$suffix
+rabbitmq_image=${FOREBAY_RABBITMQ_IMAGE:-$(<producer/src/rabbitmq-image)}
 work='' current='' log=$(mktemp)
 unset AMQP_URL FOREBAY_NAMESPACE FOREBAY_MANAGEMENT_URL FOREBAY_STRICT_TOPOLOGY
-export FOREBAY_IMAGE=forebay:test-$suffix RABBITMQ_IMAGE=$rabbitmq_image FOREBAY_APP=$PWD/docker/deploy/app
+export COMPOSE_PROJECT_NAME=$project FOREBAY_IMAGE=forebay:test-$suffix RABBITMQ_IMAGE=$rabbitmq_image FOREBAY_APP=$PWD/docker/deploy/app
 FOREBAY_AMQP_PORT=$(free_port) FOREBAY_MANAGEMENT_PORT=$(free_port)
 export FOREBAY_AMQP_PORT FOREBAY_MANAGEMENT_PORT
-export FOREBAY_OPERATOR_PASSWORD=operator-$suffix FOREBAY_PUBLISHER_PASSWORD=publisher-$suffix
-export FOREBAY_WORKER_PASSWORD=worker-$suffix
+unset FOREBAY_OPERATOR_PASSWORD FOREBAY_PUBLISHER_PASSWORD FOREBAY_WORKER_PASSWORD
 main "$@"
