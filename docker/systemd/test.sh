@@ -12,8 +12,9 @@ trap 'rm -rf "$work"' EXIT
 # It looks for the program too.
 sed "s#^ExecStart=/usr/local/bin/forebay-run#ExecStart=$(command -v true)#" forebay-worker.service >"$work/forebay-worker.service"
 # An unknown key is a warning to it, and no fault.
-said=$(systemd-analyze verify "$work/forebay-worker.service" 2>&1) && [ -z "$said" ] || {
+said=$(systemd-analyze verify "$work/forebay-worker.service" 2>&1) || said="it failed. $said"
+if [ -n "$said" ]; then
     printf '%s\n' "$said" >&2
     exit 1
-}
+fi
 echo "forebay-worker.service is fine for $(systemd-analyze --version | head -n 1)"
