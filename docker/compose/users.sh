@@ -4,7 +4,7 @@
 # a changed password holds after the next one. There is no administrator: rabbitmqctl in this container is.
 set -eu
 umask 077
-file=/run/forebay/definitions.json
+file=/tmp/forebay-definitions.json
 
 main() {
     operator=$(hash FOREBAY_OPERATOR_PASSWORD "${FOREBAY_OPERATOR_PASSWORD:-}")

@@ -51,6 +51,7 @@ main() {
     check "a graceful stop under load loses nothing and doubles nothing" stop_under_load
     check "a killed worker loses nothing" kill_under_load
     check "a worker that crashes is started again" crash
+    check "a restart of RabbitMQ under load loses nothing" restart_broker
     check "jobs and users outlive the containers" down_and_up
 }
 
@@ -281,17 +282,26 @@ crash() {
     done
 }
 
+restart_broker() {
+    burst 2001 2200
+    until_begun 2001
+    docker restart --time 60 "$project-rabbitmq-1" >/dev/null
+    up
+    until_done 2001 2200
+    nothing_left
+}
+
 down_and_up() {
     compose stop worker >"$log" 2>&1
-    burst 2001 2020
+    burst 3001 3020
     compose down >>"$log" 2>&1
     # A changed password holds from the next start.
     FOREBAY_PUBLISHER_PASSWORD=changed-$suffix
     passwords "$FOREBAY_OPERATOR_PASSWORD" "$FOREBAY_PUBLISHER_PASSWORD" "$FOREBAY_WORKER_PASSWORD" >"$work/docker/.env"
     up
-    until_done 2001 2020
+    until_done 3001 3020
     nothing_left
-    as publisher publish note.write '{"n": "3000"}' >/dev/null
+    as publisher publish note.write '{"n": "4000"}' >/dev/null
 }
 
 finish() {
