@@ -193,17 +193,24 @@ impl Exec {
         };
         match process::run(self.command(call), call.payload, on_line).await {
             Ok(ended) => self.judge(ended),
-            Err(error) => Err(self.not_started(&error)),
+            // It may be installed by the time of the next attempt, or on another worker.
+            Err(error) => Err(JobError::retry(anyhow!(self.not_started(&error)))),
         }
     }
 
     fn command(&self, call: &Call<'_>) -> Command {
-        let mut command = Command::new(&self.program);
-        command.args(&self.arguments).env_clear().envs(&self.env);
+        let mut command = self.bare_command();
         command.env("FOREBAY_JOB_ID", call.id);
         command.env("FOREBAY_JOB_KIND", call.kind);
         command.env("FOREBAY_JOB_ATTEMPT", call.attempt.to_string());
         command.env("FOREBAY_JOB_DEADLINE", deadline_ms(call.remaining).to_string());
+        command
+    }
+
+    /// The program with its arguments, environment and folder, without anything about a job.
+    pub(crate) fn bare_command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(&self.arguments).env_clear().envs(&self.env);
         if let Some(folder) = &self.folder {
             command.current_dir(folder);
         }
@@ -224,16 +231,16 @@ impl Exec {
         })
     }
 
-    /// It may be installed by the time of the next attempt, or on another worker.
-    fn not_started(&self, error: &io::Error) -> JobError {
+    /// Why it could not be started.
+    pub(crate) fn not_started(&self, error: &io::Error) -> String {
         match self.check() {
-            Err(missing) => JobError::retry(anyhow!("cannot start `{}`: {missing}", self.name())),
-            Ok(()) => JobError::retry(anyhow!("cannot start `{}`: {error}", self.name())),
+            Err(missing) => format!("cannot start `{}`: {missing}", self.name()),
+            Ok(()) => format!("cannot start `{}`: {error}", self.name()),
         }
     }
 
     /// The arguments are left out of messages: they may hold secrets.
-    fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         self.program.to_string_lossy().into_owned()
     }
 }
@@ -245,7 +252,7 @@ struct Event {
 }
 
 /// How a program ended, in words.
-struct Ending(ExitStatus);
+pub(crate) struct Ending(pub(crate) ExitStatus);
 
 impl fmt::Display for Ending {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -260,7 +267,8 @@ impl fmt::Display for Ending {
     }
 }
 
-fn colon(stderr: &Capture) -> String {
+/// What a program said on standard error, as the end of a sentence about it.
+pub(crate) fn colon(stderr: &Capture) -> String {
     let tail = stderr.tail(STDERR);
     if tail.is_empty() { tail } else { format!(": {tail}") }
 }
@@ -271,7 +279,7 @@ fn is_program(file: &Path) -> bool {
     facts.is_ok_and(|facts| facts.is_file() && facts.permissions().mode() & 0o111 != 0)
 }
 
-fn deadline_ms(remaining: Duration) -> u128 {
+pub(crate) fn deadline_ms(remaining: Duration) -> u128 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     (now + remaining).as_millis()
 }

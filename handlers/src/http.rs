@@ -311,7 +311,7 @@ fn is_this_machine(url: &Url) -> bool {
 }
 
 /// The worker drops us at the deadline: a little earlier we can still say who was slow.
-fn before(remaining: Duration) -> Duration {
+pub(crate) fn before(remaining: Duration) -> Duration {
     remaining - (remaining / 20).min(Duration::from_millis(250))
 }
 

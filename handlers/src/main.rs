@@ -12,8 +12,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use forebay_handlers::Server;
 use forebay_handlers::app::{self, App};
 use forebay_worker::{Config, RunError};
+use futures_util::future::join_all;
 use tracing::error;
 use tracing_subscriber::EnvFilter;
 
@@ -108,12 +110,19 @@ async fn serve(app: App, config: &Config, operation: Operation) -> ExitCode {
         }
     };
     let grace = app.manifest.worker.grace;
+    let servers = app.servers;
+    // Now and not with the first job, so that a broken program is seen at once.
+    servers.iter().for_each(Server::start);
     let running = app.worker.start(config);
     let controls = running.controls();
     let answering = operation.begin(controls.clone());
-    let obey = tokio::spawn(signals.obey(controls.clone(), grace));
+    let obey = tokio::spawn(signals.obey(controls.clone(), servers.clone(), grace));
     let ended = running.finished().await;
     let unfinished = signals::was_cut_short(obey).await;
+    if !unfinished {
+        // Otherwise the guardian sees to them.
+        join_all(servers.iter().map(Server::close)).await;
+    }
     print(&controls.summary().to_string());
     answering.end();
     match ended {

@@ -171,7 +171,8 @@ impl<S: Send + Sync + 'static> Handler<S> {
         let decode: Decode<S> = Box::new(move |payload| {
             let job: J = from_json(payload)?;
             let function = Arc::clone(&function);
-            Ok(Box::new(move |cx| run_blocking(function, job, cx).boxed()))
+            let run = move |cx| Output::of(&function(job, cx)?);
+            Ok(Box::new(move |cx| run_blocking(run, cx).boxed()))
         });
         Self::new(J::KIND, J::QUEUE, options, decode)
     }
@@ -190,6 +191,18 @@ impl<S: Send + Sync + 'static> Handler<S> {
         Self::new(kind, "default", options, decode)
     }
 
+    pub(crate) fn raw_blocking<F>(kind: &str, mut options: HandlerOptions, function: F) -> Self
+    where
+        F: Fn(Bytes, Context<S>) -> JobResult<Output> + Send + Sync + 'static,
+    {
+        options.concurrency.get_or_insert_with(cores);
+        let function = Arc::new(function);
+        Self::raw(kind, options, move |payload, cx| {
+            let function = Arc::clone(&function);
+            run_blocking(move |cx| function(payload, cx), cx)
+        })
+    }
+
     fn new(kind: &str, queue: &str, options: HandlerOptions, decode: Decode<S>) -> Self {
         Self {
             kind: kind.to_owned(),
@@ -203,20 +216,18 @@ impl<S: Send + Sync + 'static> Handler<S> {
 
 /// The thread keeps its place until the function really ends, timeout or not: otherwise timeouts
 /// would pile up threads without bound.
-async fn run_blocking<S, J, T, F>(function: Arc<F>, job: J, cx: Context<S>) -> JobResult<Output>
+async fn run_blocking<S, F>(function: F, cx: Context<S>) -> JobResult<Output>
 where
     S: Send + Sync + 'static,
-    J: Send + 'static,
-    T: Serialize + Send + 'static,
-    F: Fn(J, Context<S>) -> JobResult<T> + Send + Sync + 'static,
+    F: FnOnce(Context<S>) -> JobResult<Output> + Send + 'static,
 {
     let place = cx.take_place();
     let run = tokio::task::spawn_blocking(move || {
         let _place = place;
-        function(job, cx)
+        function(cx)
     });
     match run.await {
-        Ok(result) => Output::of(&result?),
+        Ok(result) => result,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         Err(error) => Err(error.into()),
     }

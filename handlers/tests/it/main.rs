@@ -4,8 +4,15 @@
 
 mod check;
 mod digest;
+#[cfg(feature = "email")]
+mod email;
 mod exec;
 mod http;
 mod operation;
+mod serve;
 mod shutdown;
+#[cfg(feature = "email")]
+mod smtp;
 mod support;
+#[cfg(feature = "image")]
+mod thumbnail;

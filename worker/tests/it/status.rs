@@ -43,6 +43,7 @@ async fn a_queue_shows_what_runs_what_is_held_and_what_waits_at_the_broker() {
     assert!(seen.oldest_seconds.is_some() && seen.seen_seconds.is_some(), "{seen:?}");
     assert!(!bench.controls.is_draining());
     gate.open.add_permits(5);
+    gate.notes.wait_for(5).await;
     eventually("all are done", async || {
         let seen = status();
         (seen.running, seen.held, seen.oldest_seconds) == (0, 0, None) && seen.rate > 0.0
