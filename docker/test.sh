@@ -10,7 +10,7 @@ usage() {
     cat <<'TEXT'
 usage: docker/test.sh [--fast] [--matrix] [-- ARGS FOR CARGO TEST]
 
-  --fast      only the tests: installs nothing, no formatting, lint or documentation checks
+  --fast      only cargo's tests: installs nothing; no formatting, lint or documentation checks, no image
   --matrix    the tests on RabbitMQ 3.10, 4.0 and 4.3, not on the pinned version only
   -h, --help  this text
 
@@ -58,12 +58,15 @@ main() {
         step "lint" cargo clippy --workspace --all-targets --all-features --locked -- -D warnings
         step "documentation" documentation
         step "dependencies" dependencies
+        step "unit for systemd" docker/systemd/test.sh
+        step "manifests for Kubernetes" docker/kubernetes/test.sh
     fi
     local targets=()
     for image in "${images[@]}"; do
         step "tests on $image" run_tests "$image" "${scope[@]}" "${targets[@]}" "$@"
         targets=(--tests) # documentation examples do not depend on the broker's version
     done
+    [ "$fast" ] || step "image and compose" docker/deploy/test.sh
 }
 
 # step NAME COMMAND...: a heading, the command, and a line for the summary. Failing ends the script.
