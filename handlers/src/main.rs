@@ -6,7 +6,7 @@ mod arguments;
 mod signals;
 mod table;
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -26,6 +26,10 @@ const UNREACHABLE: u8 = 3;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(text) = arguments.about_us() {
+        let written = std::io::stdout().write_all(&text);
+        return if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(WORK_FAILED) };
+    }
     let overrides = arguments.overrides();
     let opened = app::open(&arguments.config, &overrides).map_err(|faults| {
         let count = faults.0.len();

@@ -6,6 +6,7 @@ mod faults;
 mod handover;
 #[cfg(unix)]
 mod interrupted;
+mod manual;
 mod publish;
 mod queues;
 mod topology;

@@ -3,6 +3,7 @@
 //! each verb has a file of its own, this one only parses and dispatches.
 
 mod bulk;
+mod completions;
 mod dead;
 mod exit;
 mod globals;
@@ -10,6 +11,7 @@ mod handover;
 mod known;
 mod ledger;
 mod lines;
+mod man;
 mod management;
 mod manifest;
 mod moment;
@@ -21,7 +23,7 @@ mod topology;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use exit::Exit;
 use globals::Globals;
@@ -61,6 +63,8 @@ enum Verb {
     Dead(dead::Dead),
     Topology(topology::Topology),
     Run(handover::Run),
+    Completions(completions::Completions),
+    Man(man::Manual),
 }
 
 fn main() -> ExitCode {
@@ -70,17 +74,23 @@ fn main() -> ExitCode {
     }
     let cli = Cli::parse();
     screen::log_to_stderr(cli.globals.verbose);
-    exit::code(dispatch(cli))
+    exit::code(match cli.verb {
+        // These need neither a manifest nor a broker.
+        Verb::Completions(verb) => completions::run(&verb, Cli::command()),
+        Verb::Man(verb) => man::run(&verb, Cli::command()),
+        verb => dispatch(verb, &cli.globals),
+    })
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
-    let session = cli.globals.session()?;
-    match cli.verb {
+async fn dispatch(verb: Verb, globals: &Globals) -> anyhow::Result<Exit> {
+    let session = globals.session()?;
+    match verb {
         Verb::Publish(verb) => publish::run(verb, &session).await,
         Verb::Queues(verb) => queues::run(&verb, &session).await,
         Verb::Dead(verb) => dead::run(verb, &session).await,
         Verb::Topology(verb) => topology::run(&verb, &session).await,
-        Verb::Run(_) => Err(handover::not_understood()),
+        // The others have been served before.
+        _ => Err(handover::not_understood()),
     }
 }
