@@ -111,7 +111,7 @@ pub(crate) fn run(asked: &Handover) -> anyhow::Result<Infallible> {
 }
 
 /// Runs another program of ours and waits for what it says.
-pub(crate) fn ask(program: &str, arguments: &[&str]) -> io::Result<Output> {
+pub(crate) fn ask(program: &str, arguments: &[impl AsRef<OsStr>]) -> io::Result<Output> {
     Command::new(path(program)).args(arguments).stdin(Stdio::null()).output()
 }
 

@@ -5,6 +5,7 @@
 mod bulk;
 mod completions;
 mod dead;
+mod doctor;
 mod exit;
 mod globals;
 mod handover;
@@ -23,7 +24,7 @@ mod topology;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use exit::Exit;
 use globals::Globals;
@@ -35,6 +36,7 @@ Examples:
   forebay queues --watch
   forebay dead ls --queue mail
   forebay topology apply --queue mail
+  forebay doctor
 
 Settings: flags come before the environment (AMQP_URL, FOREBAY_NAMESPACE, FOREBAY_DECLARE,
 FOREBAY_STRICT_TOPOLOGY, FOREBAY_MANAGEMENT_URL), the environment before forebay.toml.
@@ -62,6 +64,7 @@ enum Verb {
     Queues(queues::Queues),
     Dead(dead::Dead),
     Topology(topology::Topology),
+    Doctor(doctor::Doctor),
     Run(handover::Run),
     Completions(completions::Completions),
     Man(man::Manual),
@@ -72,7 +75,9 @@ fn main() -> ExitCode {
     if let Some(asked) = handover::asked(std::env::args_os()) {
         return exit::code(handover::run(&asked).map(|never| match never {}));
     }
-    let cli = Cli::parse();
+    let matches = Cli::command().get_matches();
+    let mut cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    cli.globals.note_origins(&matches);
     screen::log_to_stderr(cli.globals.verbose);
     exit::code(match cli.verb {
         // These need neither a manifest nor a broker.
@@ -84,6 +89,10 @@ fn main() -> ExitCode {
 
 #[tokio::main(flavor = "current_thread")]
 async fn dispatch(verb: Verb, globals: &Globals) -> anyhow::Result<Exit> {
+    if let Verb::Doctor(verb) = &verb {
+        // It says itself what is wrong with the settings.
+        return doctor::run(verb, globals).await;
+    }
     let session = globals.session()?;
     match verb {
         Verb::Publish(verb) => publish::run(verb, &session).await,
