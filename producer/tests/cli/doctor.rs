@@ -174,10 +174,10 @@ async fn a_queue_with_other_arguments_is_told_argument_by_argument_and_mended() 
         "topology.queue",
         "fault",
         &[
-            "x-delivery-limit is 5, declared 100",
-            "x-max-length is 10, declared without",
-            "x-dead-letter-exchange is not set, declared",
-            "x-overflow is not set, declared reject-publish",
+            "x-delivery-limit is 5 (declared 100)",
+            "x-max-length is 10 (declared without)",
+            "x-dead-letter-exchange is not set (declared",
+            "x-overflow is not set (declared reject-publish)",
         ],
     );
     for line in seen.mends() {
@@ -194,7 +194,7 @@ async fn a_queue_of_another_type_is_a_warning() {
     let classic = forebay(&broker, &apply).manifest("[queues.mail]\ntype = \"classic\"");
     classic.succeed().await;
     let seen = examined(forebay(&broker, &["doctor"]).manifest("[queues.mail]")).await;
-    seen.says(0, "topology.queue", "warning", &["x-queue-type is classic, declared quorum"]);
+    seen.says(0, "topology.queue", "warning", &["x-queue-type is classic (declared quorum)"]);
 }
 
 #[tokio::test]

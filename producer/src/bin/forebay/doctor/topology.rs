@@ -261,8 +261,8 @@ fn spelled(difference: &Difference) -> String {
     let Difference { argument, declared, live } = difference;
     let is = live.as_ref().map_or_else(|| "is not set".to_owned(), |live| format!("is {live}"));
     match declared {
-        Some(declared) => format!("{argument} {is}, declared {declared}"),
-        None => format!("{argument} {is}, declared without"),
+        Some(declared) => format!("{argument} {is} (declared {declared})"),
+        None => format!("{argument} {is} (declared without)"),
     }
 }
 
