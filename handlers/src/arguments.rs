@@ -5,9 +5,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Parser, ValueEnum};
+use clap::{ArgAction, CommandFactory, Parser, ValueEnum};
+use clap_complete::Shell;
 use forebay_handlers::app::Overrides;
 use forebay_handlers::manifest::{InvalidListen, Listen};
+use forebay_producer::manual;
 use forebay_worker::Declare;
 
 use crate::logs::{self, LogFormat};
@@ -104,6 +106,14 @@ pub(crate) struct Arguments {
         value_parser = logs::format
     )]
     pub(crate) log_format: LogFormat,
+
+    /// Prints a script that completes the flags in this shell.
+    #[arg(long, value_name = "SHELL")]
+    pub(crate) completions: Option<Shell>,
+
+    /// Prints the manual page.
+    #[arg(long)]
+    pub(crate) man: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -123,6 +133,20 @@ impl Arguments {
         };
         let refused = |error: InvalidListen| format!("--listen {error}; {}", InvalidListen::REMEDY);
         text.parse().map(Some).map_err(refused)
+    }
+
+    /// What is asked about the program itself, if anything.
+    pub(crate) fn about_us(&self) -> Option<Vec<u8>> {
+        let (mut command, mut text) = (Self::command(), Vec::new());
+        if let Some(shell) = self.completions {
+            clap_complete::generate(shell, &mut command, "forebay-run", &mut text);
+        } else if self.man {
+            command.build();
+            manual::page(&command, &command, &mut text).expect("a vector takes everything");
+        } else {
+            return None;
+        }
+        Some(text)
     }
 
     /// What comes before the manifest. An empty variable counts as none.
@@ -145,11 +169,19 @@ impl Arguments {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn the_manual_page_says_what_the_help_says() {
+        let page = Arguments::parse_from(["forebay-run", "--man"]).about_us().unwrap();
+        let page = String::from_utf8(page).unwrap();
+        for part in ["SH NAME", "SH SIGNALS", "SH \"EXIT STATUS\"", "SH ENVIRONMENT", "AMQP_URL"] {
+            assert!(page.contains(part), "{part}: {page}");
+        }
     }
 
     #[test]

@@ -33,6 +33,10 @@ const UNREACHABLE: u8 = 3;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(text) = arguments.about_us() {
+        let written = io::stdout().write_all(&text);
+        return if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(WORK_FAILED) };
+    }
     if let Some(probe) = arguments.probe {
         return ask(probe, &arguments);
     }

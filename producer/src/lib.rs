@@ -9,6 +9,9 @@ mod error;
 /// The AMQP side, for `forebay-worker` and for those who need a raw channel: lapin types stand in
 /// its signatures, and any release may change it.
 pub mod link;
+/// For our own binaries: any release may change it.
+#[cfg(feature = "manual")]
+pub mod manual;
 mod options;
 #[cfg(feature = "otel")]
 pub mod otel;

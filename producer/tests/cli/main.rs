@@ -2,10 +2,12 @@
 //! In: arguments and standard input. Out: exit code, stdout and stderr, as a shell sees them.
 
 mod dead;
+mod doctor;
 mod faults;
 mod handover;
 #[cfg(unix)]
 mod interrupted;
+mod manual;
 mod publish;
 mod queues;
 mod topology;
