@@ -35,6 +35,15 @@ apt_get() {
     output=$(DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120 "$@" </dev/null 2>&1)
 }
 
+# The Debian mirror that this machine's apt uses, or FOREBAY_DEBIAN_MIRROR.
+debian_mirror() {
+    local mirror
+    # shellcheck disable=SC2016 # $(REPO_URI) is for apt to fill in
+    mirror=${FOREBAY_DEBIAN_MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' \
+        'Created-By: Packages' 'Origin: Debian' 'Label: Debian' | sed -n '/^https\?:/{p;q}')}
+    echo "${mirror:-http://deb.debian.org/debian}"
+}
+
 # macOS has none. There we wait for as long as it takes.
 command -v timeout >/dev/null || timeout() { shift && "$@"; }
 
@@ -77,4 +86,45 @@ start_dockerd() {
         fi
         sleep 0.5
     done
+}
+
+# ensure_compose: afterwards `docker compose` works, or the script has ended.
+ensure_compose() {
+    local package output=''
+    if docker compose version >/dev/null 2>&1; then return; fi
+    need_root_or_die "'docker compose' does not work, and installing it" \
+        "install Docker Compose 2 (https://docs.docker.com/compose/install/)"
+    apt_get update || die "'apt-get update' failed: $output" "mend apt's sources or the network, then run this again"
+    # Docker's own repository, Ubuntu, Debian from 13 on. In Debian 12 the last one is version 1, a program of its own.
+    for package in docker-compose-plugin docker-compose-v2 docker-compose; do
+        case $(apt-cache policy "$package" | sed -n 's/^ *Candidate: //p') in
+            1.* | '(none)' | '') continue ;;
+        esac
+        apt_install "$package"
+        if docker compose version >/dev/null 2>&1; then return; fi
+    done
+    compose_from_trixie
+    docker compose version >/dev/null ||
+        die "'docker compose' does not work (docker's reason is above)" "install Docker Compose 2 by hand"
+}
+
+# Debian 13's package holds one program that needs nothing but the C library of Debian 12.
+compose_from_trixie() {
+    local work output='' plugins=/usr/local/lib/docker/cli-plugins mirror
+    mirror=$(debian_mirror)
+    say "installing docker-compose of Debian trixie into $plugins"
+    apt_install debian-archive-keyring
+    work=$(mktemp -d)
+    mkdir -p "$work/lists/partial"
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror trixie main" >"$work/sources.list"
+    (
+        cd "$work"
+        options=(-o "Dir::Etc::SourceList=$work/sources.list" -o Dir::Etc::SourceParts=- -o "Dir::State::Lists=$work/lists"
+            -o "Dir::Cache::PkgCache=" -o "Dir::Cache::SrcPkgCache=" -o APT::Sandbox::User=root)
+        { apt_get "${options[@]}" update && apt_get "${options[@]}" download docker-compose; } ||
+            die "docker-compose of Debian trixie could not be had from $mirror: $output" "install Docker Compose 2 by hand"
+        dpkg-deb --extract docker-compose_*.deb root &&
+            install -D -m 755 root/usr/libexec/docker/cli-plugins/docker-compose "$plugins/docker-compose"
+    ) || exit 1
+    rm -rf "$work"
 }

@@ -10,7 +10,7 @@ usage() {
     cat <<'TEXT'
 usage: docker/test.sh [--fast] [--matrix] [-- ARGS FOR CARGO TEST]
 
-  --fast      only the tests: installs nothing, no formatting, lint or documentation checks
+  --fast      only cargo's tests: installs nothing; no formatting, lint or documentation checks, no image
   --matrix    the tests on RabbitMQ 3.10, 4.0 and 4.3, not on the pinned version only
   -h, --help  this text
 
@@ -52,17 +52,21 @@ main() {
         step "image $image" docker/rabbitmq/obtain.sh "$image"
     done
     choose_python
+    need_node
     if [ -z "$fast" ]; then
         step "format" cargo fmt --all --check
         step "lint" cargo clippy --workspace --all-targets --all-features --locked -- -D warnings
         step "documentation" documentation
         step "dependencies" dependencies
+        step "unit for systemd" docker/systemd/test.sh
+        step "manifests for Kubernetes" docker/kubernetes/test.sh
     fi
     local targets=()
     for image in "${images[@]}"; do
         step "tests on $image" run_tests "$image" "${scope[@]}" "${targets[@]}" "$@"
         targets=(--tests) # documentation examples do not depend on the broker's version
     done
+    [ "$fast" ] || step "image and compose" docker/deploy/test.sh
 }
 
 # step NAME COMMAND...: a heading, the command, and a line for the summary. Failing ends the script.
@@ -80,8 +84,12 @@ install_needs() {
     command -v cargo >/dev/null || die "cargo is not on the PATH" "install Rust: https://rustup.rs"
     command -v cc >/dev/null || apt_install gcc libc6-dev
     command -v pkg-config >/dev/null || apt_install pkg-config
-    # The tests of what other languages see publish and consume with pika.
-    python_with_pika >/dev/null || apt_install python3 python3-pika
+    # The tests of what other languages see publish and consume with pika; those of email.send have
+    # their mail server from aiosmtpd.
+    python_for_tests >/dev/null || apt_install python3 python3-pika python3-aiosmtpd
+    # And with amqplib; functions in JavaScript run in node too.
+    command -v node >/dev/null || apt_install nodejs
+    [ "$amqplib/node_modules/.package-lock.json" -nt "$amqplib/package-lock.json" ] || install_amqplib
     # The stores of idempotency keys: the tests start servers of their own from these packages.
     [ -n "${FOREBAY_TEST_REDIS_URL:-}" ] || command -v redis-server >/dev/null || apt_install redis-server
     [ -n "${FOREBAY_TEST_POSTGRES_URL:-}" ] || has_postgres || apt_install postgresql
@@ -90,11 +98,26 @@ install_needs() {
 # Debian keeps the programs of each version apart.
 has_postgres() { command -v initdb >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; }
 
-# The python3 on the PATH may be another one than Debian's, without Debian's python3-pika.
-python_with_pika() {
+# The very files that package-lock.json names by their hashes.
+install_amqplib() {
+    command -v npm >/dev/null || apt_install npm
+    local output
+    output=$(npm ci --prefix "$amqplib" --ignore-scripts --no-audit --no-fund 2>&1) ||
+        die "npm could not install amqplib: $output" "look at the network, then: npm ci --prefix $amqplib"
+}
+
+need_node() {
+    command -v node >/dev/null ||
+        die "node is not on the PATH" "run docker/test.sh without --fast as root, or install Node 18 or newer"
+    [ -d "$amqplib/node_modules/amqplib" ] ||
+        die "amqplib is not installed" "run docker/test.sh without --fast, or: npm ci --prefix $amqplib"
+}
+
+# The python3 on the PATH may be another one than Debian's, without Debian's packages.
+python_for_tests() {
     local python
     for python in "${FOREBAY_PYTHON:-}" python3 /usr/bin/python3; do
-        if [ -n "$python" ] && "$python" -c 'import pika' 2>/dev/null; then
+        if [ -n "$python" ] && "$python" -c 'import pika, aiosmtpd' 2>/dev/null; then
             echo "$python"
             return
         fi
@@ -103,8 +126,9 @@ python_with_pika() {
 }
 
 choose_python() {
-    FOREBAY_PYTHON=$(python_with_pika) ||
-        die "no python3 here can import pika" "run docker/test.sh without --fast as root, or: pip install pika"
+    FOREBAY_PYTHON=$(python_for_tests) ||
+        die "no python3 here can import pika and aiosmtpd" \
+            "run docker/test.sh without --fast as root, or: pip install pika aiosmtpd"
     export FOREBAY_PYTHON
 }
 
@@ -148,5 +172,5 @@ finish() {
     fi
 }
 
-summary=() current='' log=''
+summary=() current='' log='' amqplib=producer/tests/amqplib
 main "$@"

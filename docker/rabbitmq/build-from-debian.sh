@@ -8,11 +8,13 @@
 # an image of that name is replaced. It behaves like the official image as far as Forebay needs:
 # same ports, conf.d, data directory, RABBITMQ_DEFAULT_USER/PASS/VHOST and RABBITMQ_ERLANG_COOKIE.
 # Packages come from this machine's Debian mirror, or from FOREBAY_DEBIAN_MIRROR.
-# shellcheck disable=SC2016 # $(REPO_URI) and "$1" are for apt and for mmdebstrap to fill in
+# shellcheck disable=SC2016 # "$1" is for mmdebstrap to fill in
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=docker/lib.sh
 . "$here/../lib.sh"
+# shellcheck source=docker/debian.sh
+. "$here/../debian.sh"
 
 [ $# -eq 2 ] || die "expected SUITE and TAG, got $# arguments" "build-from-debian.sh forky rabbitmq:4.3-management"
 suite=$1 tag=$2
@@ -20,20 +22,7 @@ case $suite in
     bookworm | trixie | forky) ;;
     *) die "suite '$suite' is not known to work" "use bookworm (RabbitMQ 3.10), trixie (4.0) or forky (4.3)" ;;
 esac
-apt_install mmdebstrap debian-archive-keyring
 ensure_docker
-
-mirror=${FOREBAY_DEBIAN_MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' \
-    'Created-By: Packages' 'Origin: Debian' 'Label: Debian' | sed -n '/^https\?:/{p;q}')}
-mirror=${mirror:-http://deb.debian.org/debian}
-
-# What this machine's apt needs to reach its mirror (proxy, certificates, credentials) holds for this build too.
-mapfile -t apt_options < <(apt-config dump | sed -nE 's/^(Acquire::(https?|Retries|Check)[^ ]* .*)/--aptopt=\1/p')
-apt_options+=(
-    '--aptopt=Dir::Etc::netrc "/etc/apt/auth.conf"'
-    '--aptopt=Dir::Etc::netrcparts "/etc/apt/auth.conf.d"'
-    '--aptopt=Acquire::Check-Valid-Until "false"' # a mirror of a testing suite may lag behind its week of validity
-)
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -45,44 +34,29 @@ loopback_users = none
 CONF
 echo '[rabbitmq_management,rabbitmq_prometheus].' >"$work/enabled_plugins"
 
-# The standalone packages keep systemd itself out. apt's settings go at the end: they may hold credentials.
-# An Erlang cookie made by the package would be the same in every container, so it goes too.
-say "building $tag from Debian $suite ($mirror)"
-mmdebstrap --variant=essential --components=main \
-    --include=rabbitmq-server,systemd-standalone-sysusers,systemd-standalone-tmpfiles \
-    "${apt_options[@]}" \
-    --dpkgopt='path-exclude=/usr/share/doc/*' \
-    --dpkgopt='path-exclude=/usr/share/man/*' \
-    --dpkgopt='path-exclude=/usr/share/locale/*' \
+# The standalone packages keep systemd itself out. An Erlang cookie made by the package would be the
+# same in every container, so it goes too.
+say "building $tag from Debian $suite"
+debian_root "$suite" rabbitmq-server,systemd-standalone-sysusers,systemd-standalone-tmpfiles "$work/root.tar" \
     --customize-hook='mkdir -p "$1/etc/rabbitmq/conf.d"' \
     --customize-hook="copy-in $work/10-defaults.conf /etc/rabbitmq/conf.d" \
     --customize-hook="copy-in $work/enabled_plugins /etc/rabbitmq" \
     --customize-hook='cd "$1" && ln -s usr/lib/rabbitmq/lib/rabbitmq_server-*/plugins plugins' \
     --customize-hook='chroot "$1" chown -R rabbitmq:rabbitmq /etc/rabbitmq /var/lib/rabbitmq /var/log/rabbitmq' \
-    --customize-hook='rm -rf "$1/var/lib/rabbitmq/.erlang.cookie" "$1/etc/apt/apt.conf.d/99mmdebstrap" "$1"/etc/apt/sources.list*' \
-    "$suite" "$work/root.tar" "$mirror" </dev/null >"$work/log" 2>&1 || {
-    tail -n 15 "$work/log" >&2
-    die "mmdebstrap could not build suite '$suite' from $mirror (its reason is above)" \
-        "set FOREBAY_DEBIAN_MIRROR to a mirror that has '$suite'; a missing key means debian-archive-keyring is too old"
-}
+    --customize-hook='rm -rf "$1/var/lib/rabbitmq/.erlang.cookie"'
 
 # PATH: Debian's own wrapper in /usr/sbin sends rabbitmq-server's output to files; the scripts behind it do not.
 # RABBITMQ_PLUGINS_DIR: rabbitmq-plugins does not find it by itself on every suite.
 # RUNNING_UNDER_SYSTEMD: makes the server process 1, so that it gets docker's signals.
 # ERL_MAX_PORTS: Erlang sizes a table by the limit of open files, which under docker may be a thousand million.
 # +sbwt none: idle schedulers sleep instead of spinning; the tests share the cores.
-docker import \
-    --change 'ENV PATH=/usr/lib/rabbitmq/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/var/lib/rabbitmq LANG=C.UTF-8' \
-    --change 'ENV RABBITMQ_LOGS=- RABBITMQ_PLUGINS_DIR=/plugins RUNNING_UNDER_SYSTEMD=true ERL_MAX_PORTS=65536' \
-    --change 'ENV RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="+sbwt none +sbwtdcpu none +sbwtdio none"' \
-    --change 'WORKDIR /var/lib/rabbitmq' \
-    --change 'USER rabbitmq' \
-    --change 'EXPOSE 5672 15672 15692' \
-    --change 'CMD ["rabbitmq-server"]' \
-    --change "LABEL forebay.stand-in=\"RabbitMQ from Debian $suite, in place of the official image\"" \
-    "$work/root.tar" "$tag" >/dev/null ||
-    die "docker could not import the image as '$tag'" "check the name, and 'df' of docker's directory"
+docker_import "$work/root.tar" "$tag" "RabbitMQ from Debian $suite, in place of the official image" \
+    'ENV PATH=/usr/lib/rabbitmq/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/var/lib/rabbitmq LANG=C.UTF-8' \
+    'ENV RABBITMQ_LOGS=- RABBITMQ_PLUGINS_DIR=/plugins RUNNING_UNDER_SYSTEMD=true ERL_MAX_PORTS=65536' \
+    'ENV RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="+sbwt none +sbwtdcpu none +sbwtdio none"' \
+    'WORKDIR /var/lib/rabbitmq' \
+    'USER rabbitmq' \
+    'EXPOSE 5672 15672 15692' \
+    'CMD ["rabbitmq-server"]'
 
-# The image that had the name before is of no use to anyone now.
-docker image prune --force --filter label=forebay.stand-in >/dev/null
 say "built $tag: RabbitMQ $(docker run --rm "$tag" rabbitmqctl version) from Debian $suite, a stand-in for the official image"

@@ -2,6 +2,8 @@
 //! In: a `forebay.toml`, and settings that come before it. Out: a [`Worker`] and a [`Config`], or
 //! everything that is wrong with the file and with this machine, at once.
 
+mod servers;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
@@ -15,8 +17,10 @@ use crate::digest::FileDigest;
 use crate::exec::{Exec, MissingProgram};
 use crate::http::{Http, HttpError};
 use crate::manifest::fault::suggestion;
-use crate::manifest::{Broker, Fault, Faults, Function, Manifest, Runs};
+use crate::manifest::{Broker, Fault, Faults, Function, Listen, Manifest, Runs};
+use crate::serve::Server;
 use crate::signature::Secret;
+use servers::Servers;
 
 /// What comes before the manifest: flags and the environment. `Debug` does not show the URL.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -49,6 +53,10 @@ pub struct App {
     pub manifest: Manifest,
     /// The worker.
     pub worker: Worker<()>,
+    /// The long-lived programs that its functions use. They start with the first job unless
+    /// [`start`](Server::start)ed before, and end when they are dropped, unless
+    /// [`close`](Server::close)d before.
+    pub servers: Vec<Server>,
 }
 
 /// Reads a manifest and builds its worker, looking for what it names on this machine too:
@@ -78,15 +86,16 @@ pub fn open(file: impl AsRef<Path>, overrides: &Overrides) -> Result<App, Faults
     if manifest.functions.is_empty() && faults.is_empty() {
         faults.push(fault(&manifest, None, "no function is named", NO_FUNCTION));
     }
-    let worker = match add(Worker::builder(()), &manifest) {
-        Ok(builder) if faults.is_empty() => {
-            builder.build().map_err(|error| wrong(&manifest, &error))
+    let worker = match assemble(Worker::builder(()), &manifest) {
+        Ok((builder, servers)) if faults.is_empty() => {
+            let built = builder.build().map_err(|error| wrong(&manifest, &error));
+            built.map(|worker| (worker, servers))
         }
         Ok(_) => Err(Vec::new()),
         Err(Faults(more)) => Err(more),
     };
     match worker {
-        Ok(worker) => Ok(App { manifest, worker }),
+        Ok((worker, servers)) => Ok(App { manifest, worker, servers }),
         Err(more) => {
             faults.extend(more);
             faults.iter_mut().for_each(|fault| file.as_ref().clone_into(&mut fault.file));
@@ -100,13 +109,21 @@ const NO_FUNCTION: &str =
     "add one, for example: [functions.\"hello.say\"] and below it exec = [\"echo\", \"hello\"]";
 
 /// Adds a manifest's queues and functions to a worker of one's own; `[worker]` is applied too.
+/// Long-lived programs start with the first job, and end when the worker is dropped.
 ///
 /// # Errors
 /// What this machine lacks: programs, folders, secrets.
 pub fn add<S: Send + Sync + 'static>(
-    mut builder: WorkerBuilder<S>,
+    builder: WorkerBuilder<S>,
     manifest: &Manifest,
 ) -> Result<WorkerBuilder<S>, Faults> {
+    assemble(builder, manifest).map(|(builder, _)| builder)
+}
+
+fn assemble<S: Send + Sync + 'static>(
+    mut builder: WorkerBuilder<S>,
+    manifest: &Manifest,
+) -> Result<(WorkerBuilder<S>, Vec<Server>), Faults> {
     let settings = &manifest.worker;
     if let Some(name) = &settings.name {
         builder = builder.name(name.clone());
@@ -123,17 +140,37 @@ pub fn add<S: Send + Sync + 'static>(
     for (name, queue) in &manifest.queues {
         builder = builder.queue(name.clone(), queue.options());
     }
-    let mut faults = Vec::new();
+    let (servers, mut faults) = Servers::prepare(manifest);
     for (kind, function) in &manifest.functions {
-        match prepare(function) {
-            Ok(ready) => builder = ready.register(builder, kind, options(function, manifest)),
+        match prepare(kind, function, &servers) {
+            Ok(Some(ready)) => builder = ready.register(builder, kind, options(function, manifest)),
+            // Its server is missing, and that fault is known.
+            Ok(None) => {}
             Err((what, remedy)) => {
                 let what = format!("function `{kind}`: {what}");
                 faults.push(fault(manifest, Some(function.line), what, remedy));
             }
         }
     }
-    if faults.is_empty() { Ok(builder) } else { Err(Faults(faults)) }
+    if faults.is_empty() { Ok((builder, servers.all)) } else { Err(Faults(faults)) }
+}
+
+fn program(
+    command: &[String],
+    env: &BTreeMap<String, String>,
+    pass_env: &[String],
+    cwd: &Path,
+) -> Exec {
+    let (program, arguments) = command.split_first().expect("a read manifest names one");
+    let exec = Exec::new(program).args(arguments).current_dir(cwd);
+    let exec = pass_env.iter().fold(exec, Exec::pass_env);
+    env.iter().fold(exec, |exec, (name, value)| exec.env(name, value))
+}
+
+/// Where the worker of this manifest answers health checks, if it says so; whatever else is wrong
+/// with it, or if there is none.
+pub fn listen(file: impl AsRef<Path>) -> Option<Listen> {
+    Manifest::survey(file.as_ref()).0.worker.listen
 }
 
 /// The connection's settings: overrides, then `[broker]`, then the defaults.
@@ -164,8 +201,13 @@ pub fn config(broker: &Broker, overrides: &Overrides) -> Result<Config, ConfigEr
 /// A function with everything it needs from this machine.
 enum Ready {
     Exec(Exec),
+    Server(Server),
     Http(Http),
     FileDigest(FileDigest),
+    #[cfg(feature = "email")]
+    Email(crate::Email),
+    #[cfg(feature = "image")]
+    Thumbnail(crate::Thumbnail),
 }
 
 impl Ready {
@@ -177,8 +219,15 @@ impl Ready {
     ) -> WorkerBuilder<S> {
         match self {
             Self::Exec(exec) => builder.handle_raw(kind, options, exec.handler()),
+            Self::Server(server) => builder.handle_raw(kind, options, server.handler()),
             Self::Http(http) => builder.handle_raw(kind, options, http.handler()),
             Self::FileDigest(digest) => builder.handle_raw(kind, options, digest.handler()),
+            #[cfg(feature = "email")]
+            Self::Email(email) => builder.handle_raw(kind, options, email.handler()),
+            #[cfg(feature = "image")]
+            Self::Thumbnail(thumbnail) => {
+                builder.handle_raw_blocking(kind, options, thumbnail.handler())
+            }
         }
     }
 }
@@ -186,17 +235,17 @@ impl Ready {
 /// What is missing, and what to do about it.
 type Missing = (String, &'static str);
 
-fn prepare(function: &Function) -> Result<Ready, Missing> {
-    match &function.runs {
+fn prepare(kind: &str, function: &Function, servers: &Servers) -> Result<Option<Ready>, Missing> {
+    let ready = match &function.runs {
         Runs::Exec { command, env, pass_env, cwd } => {
-            let (program, arguments) = command.split_first().expect("a read manifest names one");
-            let mut exec = Exec::new(program).args(arguments).current_dir(cwd);
-            exec = pass_env.iter().fold(exec, Exec::pass_env);
-            exec = env.iter().fold(exec, |exec, (name, value)| exec.env(name, value));
+            let exec = program(command, env, pass_env, cwd);
             match exec.check() {
                 Ok(()) => Ok(Ready::Exec(exec)),
                 Err(missing) => Err((missing.to_string(), program_remedy(&missing))),
             }
+        }
+        Runs::Serve(_) | Runs::Server { .. } => {
+            return Ok(servers.of(kind, function).map(Ready::Server));
         }
         Runs::Http { url, headers, secret_env } => {
             prepare_http(url, headers, secret_env.as_deref()).map(Ready::Http)
@@ -205,14 +254,51 @@ fn prepare(function: &Function) -> Result<Ready, Missing> {
             Ok(digest) => Ok(Ready::FileDigest(digest)),
             Err(error) => Err((error.to_string(), "create the folder, or correct `roots`")),
         },
+        #[cfg(feature = "email")]
+        Runs::Email { options, login } => prepare_email(options, login.as_ref()).map(Ready::Email),
+        #[cfg(feature = "image")]
+        Runs::Thumbnail { options } => crate::Thumbnail::new(options)
+            .map(Ready::Thumbnail)
+            .map_err(|error| (error.to_string(), folder_remedy(&error))),
+    };
+    ready.map(Some)
+}
+
+#[cfg(feature = "email")]
+fn prepare_email(
+    options: &crate::EmailOptions,
+    login: Option<&(String, String)>,
+) -> Result<crate::Email, Missing> {
+    let mut options = options.clone();
+    if let Some((user, variable)) = login {
+        let password = std::env::var(variable).ok().filter(|password| !password.is_empty());
+        let missing = || format!("variable `{variable}` with the password is not set");
+        let password = password.ok_or_else(|| (missing(), "set it to the password of `user`"))?;
+        options = options.credentials(user, password);
+    }
+    crate::Email::new(&options).map_err(|error| {
+        let remedy = match &error {
+            crate::EmailError::Roots(error) => folder_remedy(error),
+            crate::EmailError::Certificate { .. } => "correct `ca`, or the file",
+            _ => "install the certificates of the system (ca-certificates), or name some with `ca`",
+        };
+        (error.to_string(), remedy)
+    })
+}
+
+#[cfg(any(feature = "email", feature = "image"))]
+fn folder_remedy(error: &crate::RootsError) -> &'static str {
+    match error {
+        crate::RootsError::Unwritable { .. } => "let the worker's user write to it",
+        _ => "create the folder, or correct the path",
     }
 }
 
 fn program_remedy(missing: &MissingProgram) -> &'static str {
     match missing {
-        MissingProgram::File(_) => "correct `exec`, or make the file executable (chmod +x)",
+        MissingProgram::File(_) => "correct its path, or make the file executable (chmod +x)",
         MissingProgram::NotOnPath { .. } => {
-            "install it, give its path with a slash in `exec`, or set PATH in `env`"
+            "install it, give its path with a slash, or set PATH in `env`"
         }
         MissingProgram::Folder(_) => "create it, or correct `cwd`",
     }
@@ -240,7 +326,12 @@ fn prepare_http(
 }
 
 fn options(function: &Function, manifest: &Manifest) -> HandlerOptions {
-    let options = function.options();
+    let mut options = function.options();
+    if function.concurrency.is_none()
+        && let Some(places) = servers::places(function, manifest)
+    {
+        options = options.concurrency(places);
+    }
     // Jobs of any kind may come on any queue, so that with `--queue` every function is at hand; one
     // whose own queue is not consumed here is checked against another.
     match manifest.queues.keys().next() {
@@ -358,6 +449,36 @@ mod tests {
     }
 
     #[test]
+    fn kinds_share_the_server_they_name_and_have_one_of_their_own_otherwise() {
+        let text = r#"
+[servers.pricing]
+serve = ["cat"]
+processes = 2
+jobs_per_process = 3
+[servers.unused]
+serve = ["cat"]
+[functions."a.a"]
+server = "pricing"
+[functions."b.b"]
+server = "pricing"
+[functions."c.c"]
+serve = ["cat"]
+[functions."d.d"]
+serve = ["cat"]
+"#;
+        let (_folder, file) = written(text);
+        let app = open(&file, &Overrides::default()).unwrap();
+        let names: Vec<_> = app.servers.iter().map(|server| server.status().name).collect();
+        assert_eq!(names, ["pricing", "c.c", "d.d"]);
+        assert_eq!(app.servers.iter().map(Server::places).collect::<Vec<_>>(), [6, 1, 1]);
+        let wrong = "[servers.a]\nserve = [\"no-such-program-1\"]\n[functions.b]\nserver = \"a\"\n[functions.c]\nserve = [\"./missing\"]";
+        let found = faults(wrong, &Overrides::default());
+        assert_eq!(found.len(), 2, "{found:#?}");
+        assert!(found[0].starts_with("forebay.toml:1: server `a`: program `no-such-program-1` is"));
+        assert!(found[1].starts_with("forebay.toml:5: server `c`: `./missing` is no program"));
+    }
+
+    #[test]
     fn what_this_machine_lacks_comes_with_the_faults_of_the_file() {
         let found = faults(
             r#"[functions."a.a"]
@@ -381,7 +502,7 @@ tmeout = "1s"
         );
         let expected = [
             "forebay.toml:1: function `a.a`: program `no-such-program-1` is in no folder of PATH (",
-            "forebay.toml:3: function `b.b`: `./missing` is no program that can be run; correct `exec`",
+            "forebay.toml:3: function `b.b`: `./missing` is no program that can be run; correct its path",
             "forebay.toml:5: function `c.c`: there is no folder `missing` to run it in; create it",
             "forebay.toml:8: function `d.d`: variable `NO_SUCH_VARIABLE_1` with its secret is not set; set it",
             "forebay.toml:11: function `e.e`: `missing` is no folder that can be read: No such file",

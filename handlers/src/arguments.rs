@@ -5,9 +5,15 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Parser, ValueEnum};
+use clap::{ArgAction, CommandFactory, Parser, ValueEnum};
+use clap_complete::Shell;
 use forebay_handlers::app::Overrides;
+use forebay_handlers::manifest::{InvalidListen, Listen};
+use forebay_producer::manual;
 use forebay_worker::Declare;
+
+use crate::logs::{self, LogFormat};
+use crate::operation::probe::Probe;
 
 /// What is logged unless asked otherwise. The two that are off log errors that they return to us.
 pub(crate) const LOG: &str = "info,lapin=off,rustls_platform_verifier=off";
@@ -18,16 +24,21 @@ Examples:
   forebay-run --check                      look whether it would work, and change nothing
   forebay-run -c /etc/shop.toml -q mail    consume queue `mail` only
   forebay-run --log forebay_worker=debug   tell more
+  forebay-run --listen 0.0.0.0:9464        answer probes and scrapes from other machines
+  forebay-run --probe readyz               ask a worker that runs here; exit code 0 or 1
 
 Signals:
   TERM, INT   finish the running jobs (within `grace`), then end; a second one ends at once
   USR1        log what is running
 
 Exit codes:
-  0  drained, or nothing wrong (--check)
-  1  jobs were stopped unfinished, or the worker ended by itself
-  2  wrong arguments or a wrong manifest; everything wrong is listed
-  3  the broker refused us";
+  0  drained; nothing wrong (--check); yes (--probe)
+  1  jobs were stopped unfinished, or the worker ended by itself; no (--probe)
+  2  wrong arguments or a wrong manifest, where everything wrong is listed; an address of --listen
+     that cannot be had
+  3  the broker refused us
+
+What it answers at --listen, and every metric: docs/operation.md";
 
 /// Runs the functions of a forebay.toml for the jobs on RabbitMQ.
 #[derive(Debug, Parser)]
@@ -73,9 +84,36 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     exit_after: Option<Duration>,
 
+    /// Where it answers /livez, /readyz, /metrics and /scale; or `off`. Default: 127.0.0.1:9464, if
+    /// it is free.
+    #[arg(long, value_name = "HOST:PORT", env = "FOREBAY_LISTEN")]
+    listen: Option<String>,
+
+    /// Asks the worker that listens there, prints its answer, and ends.
+    #[arg(long, value_name = "PAGE", num_args = 0..=1, default_missing_value = "livez")]
+    pub(crate) probe: Option<Probe>,
+
     /// What to log: a level, or levels by module.
     #[arg(long, value_name = "FILTER", env = "RUST_LOG", default_value = LOG)]
     pub(crate) log: String,
+
+    /// How it is logged: auto (text on a terminal, JSON elsewhere), text or json.
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        env = "FOREBAY_LOG_FORMAT",
+        default_value = "auto",
+        value_parser = logs::format
+    )]
+    pub(crate) log_format: LogFormat,
+
+    /// Prints a script that completes the flags in this shell.
+    #[arg(long, value_name = "SHELL")]
+    pub(crate) completions: Option<Shell>,
+
+    /// Prints the manual page.
+    #[arg(long)]
+    pub(crate) man: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -85,6 +123,32 @@ enum Declares {
 }
 
 impl Arguments {
+    /// Where to answer, if it was said here. An empty variable counts as none.
+    ///
+    /// # Errors
+    /// When it is no address.
+    pub(crate) fn listen(&self) -> Result<Option<Listen>, String> {
+        let Some(text) = self.listen.as_deref().filter(|text| !text.is_empty()) else {
+            return Ok(None);
+        };
+        let refused = |error: InvalidListen| format!("--listen {error}; {}", InvalidListen::REMEDY);
+        text.parse().map(Some).map_err(refused)
+    }
+
+    /// What is asked about the program itself, if anything.
+    pub(crate) fn about_us(&self) -> Option<Vec<u8>> {
+        let (mut command, mut text) = (Self::command(), Vec::new());
+        if let Some(shell) = self.completions {
+            clap_complete::generate(shell, &mut command, "forebay-run", &mut text);
+        } else if self.man {
+            command.build();
+            manual::page(&command, &command, &mut text).expect("a vector takes everything");
+        } else {
+            return None;
+        }
+        Some(text)
+    }
+
     /// What comes before the manifest. An empty variable counts as none.
     pub(crate) fn overrides(&self) -> Overrides {
         let stated = |value: &Option<String>| value.clone().filter(|value| !value.is_empty());
@@ -105,11 +169,19 @@ impl Arguments {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn the_manual_page_says_what_the_help_says() {
+        let page = Arguments::parse_from(["forebay-run", "--man"]).about_us().unwrap();
+        let page = String::from_utf8(page).unwrap();
+        for part in ["SH NAME", "SH SIGNALS", "SH \"EXIT STATUS\"", "SH ENVIRONMENT", "AMQP_URL"] {
+            assert!(page.contains(part), "{part}: {page}");
+        }
     }
 
     #[test]
@@ -123,6 +195,15 @@ mod tests {
         assert_eq!(overrides.declare, Some(Declare::Never));
         assert_eq!(overrides.strict_topology, Some(true));
         assert_eq!(overrides.exit_after, Some(Duration::from_secs(300)));
+        for (line, probe) in
+            [("forebay-run --probe", Probe::Livez), ("forebay-run --probe readyz", Probe::Readyz)]
+        {
+            assert_eq!(Arguments::parse_from(line.split_whitespace()).probe, Some(probe));
+        }
+        let listen = |text| Arguments::parse_from(["forebay-run", "--listen", text]).listen();
+        assert_eq!(listen("off"), Ok(Some(Listen::Off)));
+        assert_eq!(listen(""), Ok(None));
+        assert!(listen("9464").unwrap_err().starts_with("--listen is \"9464\", which is no "));
         let line = ["forebay-run", "--strict-topology=false"];
         assert_eq!(Arguments::parse_from(line).overrides().strict_topology, Some(false));
     }

@@ -2,20 +2,19 @@
 //! In: `{"path": "/srv/files/a.pdf"}`. Out: `{"path": …, "sha256": …, "bytes": …}`, for files
 //! within the configured folders only.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Component, Path, PathBuf};
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
 use bytes::Bytes;
 use forebay_worker::{Context, JobError, JobResult, Output};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+
+use crate::roots::{Roots, RootsError};
 
 /// Digests files within given folders.
 ///
@@ -37,33 +36,7 @@ use sha2::{Digest, Sha256};
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]
 pub struct FileDigest {
-    roots: Arc<[Root]>,
-}
-
-/// Why no file could be read, wherever it is.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum RootsError {
-    /// Nothing is open by default.
-    #[error("no folder is named whose files may be read")]
-    None,
-    /// A folder that is not there.
-    #[error("`{}` is no folder that can be read: {source}", .root.display())]
-    Unusable {
-        /// The folder.
-        root: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
-}
-
-#[derive(Debug, PartialEq, Eq)]
-struct Root {
-    /// As configured, made absolute.
-    named: PathBuf,
-    /// Where it really is.
-    real: PathBuf,
+    roots: Roots,
 }
 
 #[derive(Debug, Deserialize)]
@@ -87,12 +60,7 @@ impl FileDigest {
     /// # Errors
     /// [`RootsError`] if there is none, or one of them is not there.
     pub fn new(roots: impl IntoIterator<Item = impl Into<PathBuf>>) -> Result<Self, RootsError> {
-        let roots: Result<Vec<_>, _> =
-            roots.into_iter().map(|root| Root::of(root.into())).collect();
-        match roots? {
-            roots if roots.is_empty() => Err(RootsError::None),
-            roots => Ok(Self { roots: roots.into() }),
-        }
+        Roots::new(roots).map(|roots| Self { roots })
     }
 
     /// The function, for [`WorkerBuilder::handle_raw`](forebay_worker::WorkerBuilder::handle_raw).
@@ -113,77 +81,11 @@ impl FileDigest {
         let job: Job = serde_json::from_slice(payload).map_err(|error| {
             JobError::reject(anyhow!("a job looks like {{\"path\": …}}: {error}"))
         })?;
-        let mut file = self.open(&job.path)?;
+        let mut file = self.roots.open(&job.path)?;
         let (sha256, bytes) = digest(&mut file, stop)?;
         let digested = Digested { path: &job.path, sha256, bytes };
         Ok(Output::from_json(serde_json::to_vec(&digested)?))
     }
-
-    /// Opens the file if it is within a root, whatever links lead to it.
-    fn open(&self, path: &Path) -> JobResult<File> {
-        let asked = path.display();
-        let outside =
-            || JobError::reject(anyhow!("`{asked}` is outside the folders that may be read"));
-        // By its name first: whether something exists elsewhere is nobody's business.
-        if !self.roots.iter().any(|root| root.names(path)) {
-            return Err(outside());
-        }
-        let real = fs::canonicalize(path).map_err(|error| unreadable(path, error))?;
-        if !self.contains(&real) {
-            return Err(outside());
-        }
-        // Without waiting for the writer of a pipe, and not through a link put there just now.
-        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let mut options = OpenOptions::new();
-        let file = options.read(true).custom_flags(flags.bits().cast_signed()).open(&real);
-        let file = file.map_err(|error| unreadable(path, error))?;
-        if !file.metadata()?.is_file() {
-            return Err(JobError::reject(anyhow!("`{asked}` is no regular file")));
-        }
-        // A folder on the way may have become a link since: what counts is what was opened.
-        if !self.contains(&whereabouts(&file, &real)?) {
-            return Err(outside());
-        }
-        Ok(file)
-    }
-
-    fn contains(&self, real: &Path) -> bool {
-        self.roots.iter().any(|root| real.starts_with(&root.real))
-    }
-}
-
-impl Root {
-    fn of(named: PathBuf) -> Result<Self, RootsError> {
-        let real = fs::canonicalize(&named).and_then(|real| {
-            // Whether it is a folder, and may be looked into.
-            fs::read_dir(&real)?;
-            Ok((std::path::absolute(&named)?, real))
-        });
-        match real {
-            Ok((named, real)) => Ok(Self { named, real }),
-            Err(source) => Err(RootsError::Unusable { root: named, source }),
-        }
-    }
-
-    fn names(&self, path: &Path) -> bool {
-        let climbs = path.components().any(|part| part == Component::ParentDir);
-        !climbs && (path.starts_with(&self.named) || path.starts_with(&self.real))
-    }
-}
-
-/// Where an open file is.
-fn whereabouts(file: &File, real: &Path) -> io::Result<PathBuf> {
-    use std::os::fd::AsRawFd;
-    if cfg!(target_os = "linux") {
-        return fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
-    }
-    fs::canonicalize(real)
-}
-
-fn unreadable(path: &Path, error: io::Error) -> JobError {
-    let gone = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
-    let cause = anyhow!(error).context(format!("cannot open `{}`", path.display()));
-    if gone { JobError::reject(cause) } else { JobError::retry(cause) }
 }
 
 fn digest(file: &mut File, stop: impl Fn() -> bool) -> JobResult<(String, u64)> {
@@ -212,6 +114,7 @@ mod tests {
     use forebay_worker::testing::{self, Fate};
     use forebay_worker::{Envelope, HandlerOptions, QueueOptions, Worker};
     use serde_json::{Value, json};
+    use std::fs;
     use std::os::unix::fs::symlink;
     use tempfile::TempDir;
 

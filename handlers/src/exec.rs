@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::anyhow;
 use bytes::Bytes;
-use forebay_worker::{Context, JobError, JobResult, Output};
+use forebay_worker::{Context, JobError, JobResult, Output, TraceContext};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use serde::Deserialize;
@@ -34,7 +34,7 @@ const LATER: Duration = Duration::from_secs(10);
 /// |---|---|
 /// | command | program and arguments as they stand, no shell |
 /// | standard input | the job's JSON; a program may leave it unread |
-/// | environment | empty but for `PATH`, what [`env`](Exec::env) and [`pass_env`](Exec::pass_env) give, and `FOREBAY_JOB_ID`, `FOREBAY_JOB_KIND`, `FOREBAY_JOB_ATTEMPT` (from 1), `FOREBAY_JOB_DEADLINE` (milliseconds since the epoch) |
+/// | environment | empty but for `PATH`, what [`env`](Exec::env) and [`pass_env`](Exec::pass_env) give, and `FOREBAY_JOB_ID`, `FOREBAY_JOB_KIND`, `FOREBAY_JOB_ATTEMPT` (from 1), `FOREBAY_JOB_DEADLINE` (milliseconds since the epoch); `TRACEPARENT` and `TRACESTATE` if the job belongs to a trace |
 /// | exit code 0 | done |
 /// | 65 (`EX_DATAERR`) | the job can never succeed: dead letter |
 /// | 75 (`EX_TEMPFAIL`) | not now: again in 10 s without using an attempt, at most 20 times |
@@ -92,6 +92,7 @@ struct Call<'a> {
     kind: &'a str,
     attempt: u32,
     remaining: Duration,
+    trace: Option<TraceContext>,
     payload: &'a [u8],
 }
 
@@ -178,6 +179,7 @@ impl Exec {
                     kind: cx.kind(),
                     attempt: cx.attempt(),
                     remaining: cx.remaining(),
+                    trace: cx.trace(),
                     payload: &payload,
                 };
                 exec.run(&call, |progress| cx.progress(progress)).await
@@ -193,17 +195,30 @@ impl Exec {
         };
         match process::run(self.command(call), call.payload, on_line).await {
             Ok(ended) => self.judge(ended),
-            Err(error) => Err(self.not_started(&error)),
+            // It may be installed by the time of the next attempt, or on another worker.
+            Err(error) => Err(JobError::retry(anyhow!(self.not_started(&error)))),
         }
     }
 
     fn command(&self, call: &Call<'_>) -> Command {
-        let mut command = Command::new(&self.program);
-        command.args(&self.arguments).env_clear().envs(&self.env);
+        let mut command = self.bare_command();
         command.env("FOREBAY_JOB_ID", call.id);
         command.env("FOREBAY_JOB_KIND", call.kind);
         command.env("FOREBAY_JOB_ATTEMPT", call.attempt.to_string());
         command.env("FOREBAY_JOB_DEADLINE", deadline_ms(call.remaining).to_string());
+        if let Some(trace) = &call.trace {
+            command.env("TRACEPARENT", trace.traceparent());
+            // One of another trace must not stay beside it.
+            command.env_remove("TRACESTATE");
+            command.envs(trace.tracestate().map(|state| ("TRACESTATE", state)));
+        }
+        command
+    }
+
+    /// The program with its arguments, environment and folder, without anything about a job.
+    pub(crate) fn bare_command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(&self.arguments).env_clear().envs(&self.env);
         if let Some(folder) = &self.folder {
             command.current_dir(folder);
         }
@@ -224,16 +239,16 @@ impl Exec {
         })
     }
 
-    /// It may be installed by the time of the next attempt, or on another worker.
-    fn not_started(&self, error: &io::Error) -> JobError {
+    /// Why it could not be started.
+    pub(crate) fn not_started(&self, error: &io::Error) -> String {
         match self.check() {
-            Err(missing) => JobError::retry(anyhow!("cannot start `{}`: {missing}", self.name())),
-            Ok(()) => JobError::retry(anyhow!("cannot start `{}`: {error}", self.name())),
+            Err(missing) => format!("cannot start `{}`: {missing}", self.name()),
+            Ok(()) => format!("cannot start `{}`: {error}", self.name()),
         }
     }
 
     /// The arguments are left out of messages: they may hold secrets.
-    fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         self.program.to_string_lossy().into_owned()
     }
 }
@@ -245,7 +260,7 @@ struct Event {
 }
 
 /// How a program ended, in words.
-struct Ending(ExitStatus);
+pub(crate) struct Ending(pub(crate) ExitStatus);
 
 impl fmt::Display for Ending {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -260,7 +275,8 @@ impl fmt::Display for Ending {
     }
 }
 
-fn colon(stderr: &Capture) -> String {
+/// What a program said on standard error, as the end of a sentence about it.
+pub(crate) fn colon(stderr: &Capture) -> String {
     let tail = stderr.tail(STDERR);
     if tail.is_empty() { tail } else { format!(": {tail}") }
 }
@@ -271,7 +287,7 @@ fn is_program(file: &Path) -> bool {
     facts.is_ok_and(|facts| facts.is_file() && facts.permissions().mode() & 0o111 != 0)
 }
 
-fn deadline_ms(remaining: Duration) -> u128 {
+pub(crate) fn deadline_ms(remaining: Duration) -> u128 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     (now + remaining).as_millis()
 }
@@ -309,7 +325,8 @@ mod tests {
     async fn run(exec: Exec) -> (JobResult<Output>, Vec<Value>) {
         let noted = Mutex::new(Vec::new());
         let remaining = Duration::from_secs(60);
-        let call = Call { id: "j1", kind: "a.b", attempt: 2, remaining, payload: b"{}" };
+        let call =
+            Call { id: "j1", kind: "a.b", attempt: 2, remaining, trace: None, payload: b"{}" };
         let result = exec.run(&call, |progress| noted.lock().unwrap().push(progress)).await;
         (result, noted.into_inner().unwrap())
     }
@@ -413,6 +430,31 @@ mod tests {
         assert!(text.contains("FOREBAY_JOB_ID=j1\n"), "{text}");
         assert!(text.contains("FOREBAY_JOB_KIND=a.b\n"), "{text}");
         assert!(text.contains("FOREBAY_JOB_ATTEMPT=2\n"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn the_trace_of_a_job_is_in_the_environment_and_a_broken_one_is_not() {
+        let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let exec = || shell("echo \"$TRACEPARENT $TRACESTATE\"").env("TRACESTATE", "other=1");
+        for (headers, expected) in [
+            (vec![("traceparent", parent), ("tracestate", "a=1")], format!("{parent} a=1")),
+            (vec![("traceparent", parent)], parent.to_owned()),
+            (vec![("traceparent", "00-aa-bb-01")], "other=1".to_owned()),
+        ] {
+            let mut job = Envelope::new("test.run", "default", "{}");
+            for (name, value) in headers {
+                job.set_header(name, value).unwrap();
+            }
+            let worker = Worker::builder(())
+                .queue("default", QueueOptions::new())
+                .handle_raw("test.run", HandlerOptions::new(), exec().handler())
+                .build()
+                .unwrap();
+            let Fate::Done(Value::String(told)) = testing::run_envelope(&worker, job).await else {
+                panic!("not done")
+            };
+            assert_eq!(told.trim(), expected);
+        }
     }
 
     #[tokio::test]

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::anyhow;
 use bytes::Bytes;
-use forebay_worker::{Context, JobError, JobResult, Output};
+use forebay_worker::{Context, JobError, JobResult, Output, TraceContext};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
@@ -43,8 +43,8 @@ const RESERVED: [&str; 6] = [
 ///
 /// The body is the job's JSON, byte for byte. Headers: `content-type: application/json`,
 /// `idempotency-key` (the sender's, else the job id), `forebay-job-id`, `forebay-job-kind`,
-/// `forebay-job-attempt` (from 1), `traceparent` and `tracestate` if the job has them, and those
-/// configured. With a secret, `webhook-id` (the job id), `webhook-timestamp` and
+/// `forebay-job-attempt` (from 1), `traceparent` and `tracestate` if the job belongs to a trace, and
+/// those configured. With a secret, `webhook-id` (the job id), `webhook-timestamp` and
 /// `webhook-signature` by the [Standard Webhooks](https://www.standardwebhooks.com) scheme.
 ///
 /// | answer | |
@@ -144,13 +144,16 @@ impl Http {
         move |payload, cx| {
             let http = Arc::clone(&http);
             async move {
-                let [parent, state] = ["traceparent", "tracestate"].map(|name| cx.header(name));
+                let trace = cx.trace();
                 let call = Call {
                     id: cx.id(),
                     kind: cx.kind(),
                     attempt: cx.attempt(),
                     key: cx.idempotency_key().unwrap_or_else(|| cx.id()),
-                    trace: [parent.as_deref(), state.as_deref()],
+                    trace: [
+                        trace.as_ref().map(TraceContext::traceparent),
+                        trace.as_ref().and_then(TraceContext::tracestate),
+                    ],
                     timeout: before(cx.remaining()),
                 };
                 http.run(call, payload).await
@@ -311,7 +314,7 @@ fn is_this_machine(url: &Url) -> bool {
 }
 
 /// The worker drops us at the deadline: a little earlier we can still say who was slow.
-fn before(remaining: Duration) -> Duration {
+pub(crate) fn before(remaining: Duration) -> Duration {
     remaining - (remaining / 20).min(Duration::from_millis(250))
 }
 

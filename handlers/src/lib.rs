@@ -1,21 +1,46 @@
 //! Ready-made functions for Forebay workers.
 //!
-//! Any program ([`Exec`]), any HTTP endpoint ([`Http`]) and `file.digest` ([`FileDigest`]) as
-//! handlers of a [`Worker`](forebay_worker::Worker), one by one or all together from a
-//! `forebay.toml` ([`Manifest`], [`app`]). The binary `forebay-run` is that and nothing more.
+//! Any program ([`Exec`]), any program that stays ([`Server`]), any HTTP endpoint ([`Http`]) and the
+//! built-in `file.digest` ([`FileDigest`]), `email.send` (`Email`) and `image.thumbnail`
+//! (`Thumbnail`) as handlers of a [`Worker`](forebay_worker::Worker), one by one or all together from a `forebay.toml`
+//! ([`Manifest`], [`app`]). The binary `forebay-run` is that and nothing more.
+//!
+//! # Features
+//!
+//! All are on by default; a library does well with `default-features = false` and those it needs.
+//!
+//! | feature | brings |
+//! |---|---|
+//! | `cli` | the binary `forebay-run` |
+//! | `email` | `email.send`: `Email`, with the crate lettre |
+//! | `image` | `image.thumbnail`: `Thumbnail`, with the crate image, for JPEG, PNG, WebP and GIF |
 
 pub mod app;
 mod capture;
 mod digest;
+#[cfg(feature = "email")]
+mod email;
 mod exec;
 mod guardian;
 mod http;
 pub mod manifest;
+#[cfg(feature = "image")]
+mod place;
 mod process;
+mod roots;
+mod serve;
 mod signature;
+#[cfg(feature = "image")]
+mod thumbnail;
 
-pub use digest::{FileDigest, RootsError};
+pub use digest::FileDigest;
+#[cfg(feature = "email")]
+pub use email::{Email, EmailError, EmailOptions, SmtpTls};
 pub use exec::{Exec, MissingProgram};
 pub use http::{Http, HttpError};
 pub use manifest::{Fault, Faults, Manifest};
+pub use roots::RootsError;
+pub use serve::{Server, ServerOptions, ServerStatus};
 pub use signature::{InvalidSecret, Secret};
+#[cfg(feature = "image")]
+pub use thumbnail::{PictureFormat, Thumbnail, ThumbnailOptions};

@@ -3,21 +3,28 @@
 //! logs on standard error, an exit code.
 
 mod arguments;
+mod logs;
+mod operation;
 mod signals;
+mod spans;
 mod table;
 
-use std::io::IsTerminal;
+use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use forebay_handlers::Server;
 use forebay_handlers::app::{self, App};
 use forebay_worker::{Config, RunError};
+use futures_util::future::join_all;
 use tracing::error;
-use tracing_subscriber::EnvFilter;
 
-use crate::arguments::{Arguments, LOG};
+use crate::arguments::Arguments;
+use crate::operation::Operation;
+use crate::operation::probe::Probe;
 use crate::signals::Signals;
+use crate::spans::Spans;
 
 /// How the process ends; `--help` lists them.
 const WORK_FAILED: u8 = 1;
@@ -26,6 +33,13 @@ const UNREACHABLE: u8 = 3;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(text) = arguments.about_us() {
+        let written = io::stdout().write_all(&text);
+        return if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(WORK_FAILED) };
+    }
+    if let Some(probe) = arguments.probe {
+        return ask(probe, &arguments);
+    }
     let overrides = arguments.overrides();
     let opened = app::open(&arguments.config, &overrides).map_err(|faults| {
         let count = faults.0.len();
@@ -33,23 +47,53 @@ fn main() -> ExitCode {
     });
     let ready = opened.and_then(|app| {
         let config = app::config(&app.manifest.broker, &overrides);
-        log_to_stderr(&arguments.log)?;
-        Ok((app, config.map_err(|error| error.to_string())?))
+        let mut spans = if arguments.check { Spans::none() } else { Spans::begin() };
+        logs::begin(&arguments.log, arguments.log_format, spans.layer())?;
+        Ok((app, config.map_err(|error| error.to_string())?, spans))
     });
     match ready {
         Err(faults) => {
             eprintln!("{faults}");
             ExitCode::from(USAGE)
         }
-        Ok((app, config)) if arguments.check => {
+        Ok((app, config, _)) if arguments.check => {
             println!("{}", table::summary(&app.manifest, &config));
             ExitCode::SUCCESS
         }
-        Ok((app, config)) => run(app, &config),
+        Ok((app, config, spans)) => match open(&arguments, &app) {
+            Ok(operation) => spans.during(|| run(app, &config, operation)),
+            Err(fault) => {
+                eprintln!("{fault}");
+                ExitCode::from(USAGE)
+            }
+        },
     }
 }
 
-fn run(app: App, config: &Config) -> ExitCode {
+fn open(arguments: &Arguments, app: &App) -> Result<Operation, String> {
+    let stated = arguments.listen()?;
+    operation::open(stated.as_ref().or(app.manifest.worker.listen.as_ref()))
+}
+
+/// A health check, which must not fail over anything that is not the worker's health.
+fn ask(probe: Probe, arguments: &Arguments) -> ExitCode {
+    let answer = arguments.listen().and_then(|stated| {
+        let listen = stated.or_else(|| app::listen(&arguments.config)).unwrap_or_default();
+        probe.ask(&listen)
+    });
+    match answer {
+        Ok(answer) => {
+            print(answer.trim_end());
+            ExitCode::SUCCESS
+        }
+        Err(answer) => {
+            eprintln!("{}", answer.trim_end());
+            ExitCode::from(WORK_FAILED)
+        }
+    }
+}
+
+fn run(app: App, config: &Config, operation: Operation) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
@@ -58,13 +102,13 @@ fn run(app: App, config: &Config) -> ExitCode {
             return ExitCode::from(WORK_FAILED);
         }
     };
-    let code = runtime.block_on(serve(app, config));
+    let code = runtime.block_on(serve(app, config, operation));
     // A blocking read that the kernel never answers must not keep the process.
     runtime.shutdown_timeout(Duration::from_secs(1));
     code
 }
 
-async fn serve(app: App, config: &Config) -> ExitCode {
+async fn serve(app: App, config: &Config, operation: Operation) -> ExitCode {
     let signals = match Signals::listen() {
         Ok(signals) => signals,
         Err(error) => {
@@ -73,12 +117,21 @@ async fn serve(app: App, config: &Config) -> ExitCode {
         }
     };
     let grace = app.manifest.worker.grace;
+    let servers = app.servers;
+    // Now and not with the first job, so that a broken program is seen at once.
+    servers.iter().for_each(Server::start);
     let running = app.worker.start(config);
     let controls = running.controls();
-    let obey = tokio::spawn(signals.obey(controls.clone(), grace));
+    let answering = operation.begin(controls.clone());
+    let obey = tokio::spawn(signals.obey(controls.clone(), servers.clone(), grace));
     let ended = running.finished().await;
     let unfinished = signals::was_cut_short(obey).await;
-    println!("{}", controls.summary());
+    if !unfinished {
+        // Otherwise the guardian sees to them.
+        join_all(servers.iter().map(Server::close)).await;
+    }
+    print(&controls.summary().to_string());
+    answering.end();
     match ended {
         Ok(_) if unfinished => ExitCode::from(WORK_FAILED),
         Ok(_) => ExitCode::SUCCESS,
@@ -87,6 +140,11 @@ async fn serve(app: App, config: &Config) -> ExitCode {
             ExitCode::from(code_of(&error))
         }
     }
+}
+
+/// Whoever started us may read it no more; that is no reason to end otherwise than we would.
+fn print(line: &str) {
+    _ = writeln!(io::stdout(), "{line}");
 }
 
 fn code_of(error: &RunError) -> u8 {
@@ -104,20 +162,4 @@ fn with_causes(error: &RunError) -> String {
         next = cause.source();
     }
     words
-}
-
-/// Text for people, JSON for everything else that reads it.
-fn log_to_stderr(filter: &str) -> Result<(), String> {
-    // An empty RUST_LOG counts as none.
-    let filter = if filter.is_empty() { LOG } else { filter };
-    let filter = EnvFilter::try_new(filter).map_err(|error| {
-        format!("--log {filter:?} is no filter: {error}; try `info` or `debug`")
-    })?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if std::io::stderr().is_terminal() {
-        log.init();
-    } else {
-        log.json().flatten_event(true).with_span_list(false).init();
-    }
-    Ok(())
 }

@@ -21,6 +21,7 @@
 //! grace = "25s"                   # how long running jobs may still take after SIGTERM
 //! consumer_timeout = "30m"        # what the broker is set to; timeouts are checked against it
 //! exit_after = "5m"               # end when a queue was not consumed for so long; default: never
+//! listen = "127.0.0.1:9464"       # health checks, metrics; or "off". See docs/operation.md
 //!
 //! [queues.default]                # `default` exists without being named; every other queue that
 //!                                 # a function uses needs its section, which may be empty
@@ -40,6 +41,21 @@
 //! pass_env = ["HOME"]             # these from the worker's own, PATH, and FOREBAY_JOB_…
 //! cwd = "."                       # default: the folder of this file
 //!
+//! [functions."image.label"]
+//! serve = ["python3", "label.py"] # a program that stays and takes one job after another
+//! processes = 2                   # default 1
+//! jobs_per_process = 4            # jobs that one process has at once; default 1
+//! max_jobs = 1000                 # replace a process after so many; default: never
+//! start_timeout = "1m"            # until it must say that it is ready; default 30 s
+//!                                 # and env, pass_env, cwd as for `exec`
+//!
+//! [servers.pricing]               # the same for several kinds
+//! serve = ["node", "pricing.mjs"]
+//! jobs_per_process = 32
+//!
+//! [functions."price.quote"]
+//! server = "pricing"
+//!
 //! [functions."invoice.push"]
 //! http = "https://example.com/invoices"   # POST; see `http`
 //! headers = { x-team = "billing" }
@@ -47,16 +63,24 @@
 //! retry = "never"
 //!
 //! [functions."file.digest"]
-//! use = "file.digest"             # built in; see `digest`
+//! use = "file.digest"             # built in, as `email.send` and `image.thumbnail` are, which
+//!                                 # have more keys: docs/manifest.md
 //! roots = ["/srv/files"]          # the only folders a job may name files in
 //! ```
 //!
-//! `exec`, `http` and `digest` are described at [`Exec`](crate::Exec), [`Http`](crate::Http) and
-//! [`FileDigest`](crate::FileDigest).
+//! `exec`, `serve`, `http` and `digest` are described at [`Exec`](crate::Exec),
+//! [`Server`](crate::Server), [`Http`](crate::Http) and [`FileDigest`](crate::FileDigest).
 
+mod built_in;
+#[cfg(feature = "email")]
+mod email;
 pub(crate) mod fault;
 mod function;
+mod listen;
 mod section;
+mod server;
+#[cfg(feature = "image")]
+mod thumbnail;
 mod units;
 
 use std::collections::BTreeMap;
@@ -73,7 +97,9 @@ pub use fault::{Fault, Faults};
 use fault::{Report, suggestion};
 use function::queue_section;
 pub use function::{Function, Runs};
+pub use listen::{InvalidListen, Listen};
 use section::Section;
+pub use server::ServerSettings;
 use units::{Read, wrong};
 
 /// What stands in a `forebay.toml`.
@@ -88,6 +114,8 @@ pub struct Manifest {
     pub worker: WorkerSettings,
     /// `[queues.NAME]` by name; `default` is here if a function uses it.
     pub queues: BTreeMap<String, QueueSettings>,
+    /// `[servers.NAME]` by name.
+    pub servers: BTreeMap<String, ServerSettings>,
     /// `[functions."kind"]` by kind.
     pub functions: BTreeMap<String, Function>,
 }
@@ -120,6 +148,8 @@ pub struct WorkerSettings {
     pub consumer_timeout: Option<Duration>,
     /// It ends when a queue was not consumed for so long.
     pub exit_after: Option<Duration>,
+    /// Where `forebay-run` answers health checks and scrapes.
+    pub listen: Option<Listen>,
 }
 
 /// `[queues.NAME]`.
@@ -239,6 +269,11 @@ fn read(text: &str, file: &Path) -> (Manifest, Vec<Fault>) {
     for (name, section) in root.tables("queues") {
         manifest.queues.insert(name.clone(), read_queue(&name, section));
     }
+    for (name, section) in root.tables("servers") {
+        if let Some(server) = server::read(section, folder) {
+            manifest.servers.insert(name, server);
+        }
+    }
     for (kind, section) in root.tables("functions") {
         if let Some(function) = Function::read(&kind, section, folder) {
             manifest.functions.insert(kind, function);
@@ -246,6 +281,7 @@ fn read(text: &str, file: &Path) -> (Manifest, Vec<Fault>) {
     }
     root.finish();
     give_queues(&mut manifest, &report);
+    server::check_servers(&manifest, &report);
     (manifest, report.into_faults())
 }
 
@@ -299,6 +335,10 @@ fn read_worker(mut section: Section<'_, '_>) -> WorkerSettings {
         grace: section.get("grace", units::duration),
         consumer_timeout: section.get("consumer_timeout", units::duration),
         exit_after: section.get("exit_after", units::duration),
+        listen: section.get("listen", |value| {
+            let refused = |error: InvalidListen| wrong(error.to_string(), InvalidListen::REMEDY);
+            units::text(value)?.parse().map_err(refused)
+        }),
     };
     section.finish();
     settings
@@ -357,6 +397,7 @@ fn give_queues(manifest: &mut Manifest, report: &Report<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ServerOptions;
     use forebay_worker::Retry;
 
     const WHOLE: &str = r#"
@@ -372,6 +413,7 @@ name = "w"
 grace = "10s"
 consumer_timeout = "1h"
 exit_after = "5m"
+listen = "0.0.0.0:9999"
 
 [queues.mail]
 concurrency = 8
@@ -394,6 +436,20 @@ cwd = "work"
 exec = ["python3", "check.py"]
 retry = "never"
 
+[servers.pricing]
+serve = ["./pricing", "-v"]
+processes = 2
+jobs_per_process = 32
+max_jobs = 1000
+start_timeout = "1m"
+env = { LANG = "C" }
+
+[functions."price.quote"]
+server = "pricing"
+
+[functions."price.list"]
+serve = ["node", "list.mjs"]
+
 [functions.push]
 http = "https://u:hush@example.com/push?t=hush"
 headers = { x-a = "1" }
@@ -414,7 +470,7 @@ roots = ["files", "/srv"]
         let (text, _) = rest.split_once("//! ```\n").unwrap();
         let text: String = text.lines().map(|line| line[3..].to_owned() + "\n").collect();
         let manifest = Manifest::parse(&text, "/etc/forebay.toml").unwrap();
-        assert_eq!((manifest.functions.len(), manifest.queues.len()), (3, 1));
+        assert_eq!((manifest.functions.len(), manifest.queues.len()), (5, 1));
     }
 
     #[test]
@@ -431,12 +487,13 @@ roots = ["files", "/srv"]
         assert_eq!(seconds(worker.grace), 10);
         assert_eq!(seconds(worker.consumer_timeout), 3600);
         assert_eq!(seconds(worker.exit_after), 300);
+        assert_eq!(worker.listen, Some(Listen::At("0.0.0.0:9999".to_owned())));
         let mail = &manifest.queues["mail"];
         assert_eq!((mail.concurrency, mail.prefetch, mail.rate), (Some(8), Some(20), Some(2.5)));
         assert_eq!(mail.queue_type, Some(QueueType::Classic));
-        assert_eq!((mail.default_kind.as_deref(), mail.line), (Some("mail.send"), Some(15)));
+        assert_eq!((mail.default_kind.as_deref(), mail.line), (Some("mail.send"), Some(16)));
         let send = &manifest.functions["mail.send"];
-        assert_eq!((send.queue.as_str(), send.concurrency, send.line), ("mail", Some(2), 22));
+        assert_eq!((send.queue.as_str(), send.concurrency, send.line), ("mail", Some(2), 23));
         let retry = Retry {
             max_attempts: 3,
             base: Duration::from_secs(2),
@@ -481,6 +538,23 @@ roots = ["files", "/srv"]
         assert_eq!(manifest.functions["mail.check"].runs.to_string(), "exec python3");
     }
 
+    #[test]
+    fn long_lived_programs_are_read() {
+        let manifest = whole();
+        let pricing = &manifest.servers["pricing"];
+        let options = ServerOptions::new().processes(2).jobs_per_process(32).max_jobs(1000);
+        assert_eq!(pricing.options(), options.start_timeout(Duration::from_secs(60)));
+        assert_eq!(pricing.command[..], ["/etc/shop/./pricing", "-v"]);
+        assert_eq!(pricing.cwd, Path::new("/etc/shop"));
+        let quote = &manifest.functions["price.quote"].runs;
+        assert_eq!(*quote, Runs::Server { name: "pricing".to_owned() });
+        let Runs::Serve(list) = &manifest.functions["price.list"].runs else { panic!() };
+        assert_eq!(list.command[..], ["node", "list.mjs"]);
+        assert_eq!(list.options(), ServerOptions::new());
+        assert_eq!(manifest.functions["price.list"].runs.to_string(), "serve node");
+        assert_eq!(quote.to_string(), "server pricing");
+    }
+
     /// A function that is fine, for manifests whose fault is elsewhere.
     const FINE: &str = "[functions.\"a.b\"]\nexec = [\"true\"]\n";
 
@@ -499,7 +573,7 @@ roots = ["files", "/srv"]
             (
                 "[worker]\ncolour = 1",
                 &[
-                    "2:1: unknown key `colour` in [worker]; known are name, grace, consumer_timeout, exit_after",
+                    "2:1: unknown key `colour` in [worker]; known are name, grace, consumer_timeout, exit_after, listen",
                 ],
             ),
             (
@@ -515,6 +589,12 @@ roots = ["files", "/srv"]
             (
                 "[worker]\ngrace = \"30\"",
                 &["2:9: `grace` in [worker] is \"30\", which is no duration ("],
+            ),
+            (
+                "[worker]\nlisten = \"9464\"",
+                &[
+                    "2:10: `listen` in [worker] is \"9464\", which is no address to listen at; write it as HOST:PORT",
+                ],
             ),
             ("[worker]\nname = \"\"", &["2:8: `name` in [worker] is empty; give it a value"]),
             (
@@ -626,7 +706,7 @@ roots = ["files", "/srv"]
             (
                 "[functions.\"a.b\"]\nuse = \"file.digets\"\nroots = [\"/\"]",
                 &[
-                    "2:7: `use` in [functions.\"a.b\"] names \"file.digets\", which is not built in; the built-in functions are: \"file.digest\"",
+                    "2:7: `use` in [functions.\"a.b\"] names \"file.digets\", which is not built in; the built-in functions are: \"email.send\", \"file.digest\", \"image.thumbnail\"",
                 ],
             ),
             (
@@ -655,6 +735,29 @@ roots = ["files", "/srv"]
                 &[
                     "2:1: kind \"\" cannot travel with a job; name it with 1 to 200 characters and no spaces",
                 ],
+            ),
+            (
+                "[servers.a]\nserve = []\nproceses = 2\nmax_jobs = 0\nstart_timeout = 3\n[servers.b]\nprocesses = 0",
+                &[
+                    "2:9: `serve` in [servers.a] is an empty list",
+                    "3:1: unknown key `proceses` in [servers.a]; did you mean `processes`?",
+                    "4:12: `max_jobs` in [servers.a] is 0; write a whole number from 1 to",
+                    "5:17: `start_timeout` in [servers.a] is the number 3, not a duration",
+                    "6:10: [servers.b] does not say what is started; add serve = [",
+                    "7:13: `processes` in [servers.b] is 0",
+                ],
+            ),
+            (
+                "[servers.pricing]\nserve = [\"a\"]\n[functions.a]\nserver = \"prcing\"\n[functions.b]\nserver = \"mail\"\nprocesses = 2",
+                &[
+                    "3:12: server `prcing` of function `a` is not configured; did you mean `pricing`? If not, add [servers.prcing]",
+                    "5:12: server `mail` of function `b` is not configured; add [servers.mail] and below it serve = [",
+                    "7:1: unknown key `processes` in [functions.b]",
+                ],
+            ),
+            (
+                "[functions.a]\nserve = [\"a\"]\nexec = [\"a\"]",
+                &["1:12: [functions.a] has `exec` and `serve`; keep one of them"],
             ),
             ("[[functions]]\nexec = [\"true\"]", &["1:1: `functions` is a list, not a table"]),
         ];

@@ -18,10 +18,10 @@ use crate::capture::{Capture, Lines, RESULT};
 use crate::guardian;
 
 /// Between TERM and KILL.
-const MERCY: Duration = Duration::from_secs(5);
+pub(crate) const MERCY: Duration = Duration::from_secs(5);
 
 /// A program may leave processes behind that keep its pipes open: how long we go on reading.
-const LEFTOVERS: Duration = Duration::from_secs(1);
+pub(crate) const LEFTOVERS: Duration = Duration::from_secs(1);
 
 /// How a run ended.
 #[derive(Debug)]
@@ -31,14 +31,18 @@ pub(crate) struct Ended {
     pub(crate) stderr: Capture,
 }
 
-/// Runs `command` to its end. Dropping the future ends the whole process group: TERM, 5 s, KILL.
-///
-/// Every line on file descriptor 3 goes to `on_line`.
-pub(crate) async fn run(
-    mut command: Command,
-    input: &[u8],
-    on_line: impl FnMut(&[u8]),
-) -> io::Result<Ended> {
+/// A program that was started, in a process group of its own.
+#[derive(Debug)]
+pub(crate) struct Started {
+    /// With its pipes on descriptors 0 to 2.
+    pub(crate) child: Child,
+    /// What it writes on descriptor 3.
+    pub(crate) events: pipe::Receiver,
+    pub(crate) group: Group,
+}
+
+/// Starts `command` with pipes on descriptors 0 to 3.
+pub(crate) fn start(mut command: Command) -> io::Result<Started> {
     let (events, theirs) = io::pipe()?;
     let events = pipe::Receiver::from_owned_fd(OwnedFd::from(events))?;
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -47,10 +51,21 @@ pub(crate) async fn run(
         .fd_mappings(vec![FdMapping { parent_fd: theirs.into(), child_fd: 3 }])
         .expect("one mapping cannot collide");
     let mut command = tokio::process::Command::from(command);
-    let mut child = command.process_group(0).spawn()?;
-    let _group = Group::of(&child);
-    // Our copy of the program's end of descriptor 3 lives in the command.
-    drop(command);
+    let child = command.process_group(0).spawn()?;
+    let group = Group::of(&child);
+    // Our copy of the program's end of descriptor 3 lives in the command, which ends here.
+    Ok(Started { child, events, group })
+}
+
+/// Runs `command` to its end. Dropping the future ends the whole process group: TERM, 5 s, KILL.
+///
+/// Every line on file descriptor 3 goes to `on_line`.
+pub(crate) async fn run(
+    command: Command,
+    input: &[u8],
+    on_line: impl FnMut(&[u8]),
+) -> io::Result<Ended> {
+    let Started { mut child, events, group: _group } = start(command)?;
     listen(&mut child, input, events, on_line).await
 }
 
@@ -109,7 +124,7 @@ async fn read_lines(events: pipe::Receiver, mut each: impl FnMut(&[u8])) {
 
 /// A process group under guard; dropping it ends whatever is still in it.
 #[derive(Debug)]
-struct Group(Option<Pid>);
+pub(crate) struct Group(Option<Pid>);
 
 impl Group {
     fn of(child: &Child) -> Self {

@@ -4,6 +4,7 @@
 use std::io;
 use std::time::Duration;
 
+use forebay_handlers::{Server, ServerStatus};
 use forebay_worker::Controls;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
@@ -32,18 +33,23 @@ impl Signals {
 
     /// Obeys until jobs have to be cut short, by a second signal or because the grace period is
     /// over, and says whether any were.
-    pub(crate) async fn obey(mut self, controls: Controls, grace: Option<Duration>) -> bool {
-        let signal = self.next(&controls).await;
+    pub(crate) async fn obey(
+        mut self,
+        controls: Controls,
+        servers: Vec<Server>,
+        grace: Option<Duration>,
+    ) -> bool {
+        let signal = self.next(&controls, &servers).await;
         info!(signal, running = controls.running().len(), "draining; another signal ends at once");
-        list(&controls);
+        list(&controls, &servers);
         controls.drain();
         let end = Instant::now() + grace.unwrap_or(GRACE);
         tokio::select! {
             // Cancel-safe: a signal that has come is seen by the next call.
-            signal = self.next(&controls) => {
+            signal = self.next(&controls, &servers) => {
                 let running = controls.running().len();
                 warn!(signal, running, "ending at once");
-                list(&controls);
+                list(&controls, &servers);
                 controls.force();
                 // Shells and supervisors like to send the same signal twice.
                 running > 0
@@ -54,13 +60,13 @@ impl Signals {
     }
 
     /// The next signal to end; on the way, USR1 is answered.
-    async fn next(&mut self, controls: &Controls) -> &'static str {
+    async fn next(&mut self, controls: &Controls, servers: &[Server]) -> &'static str {
         loop {
             tokio::select! {
                 // All three are cancel-safe.
                 _ = self.terminate.recv() => return "TERM",
                 _ = self.interrupt.recv() => return "INT",
-                _ = self.inspect.recv() => list(controls),
+                _ = self.inspect.recv() => list(controls, servers),
             }
         }
     }
@@ -72,11 +78,17 @@ pub(crate) async fn was_cut_short(obey: JoinHandle<bool>) -> bool {
     obey.await.unwrap_or(false)
 }
 
-/// One line for every queue and every running job.
-fn list(controls: &Controls) {
+/// One line for every queue, every server and every running job.
+fn list(controls: &Controls, servers: &[Server]) {
     for queue in controls.queues() {
         let because = queue.because.as_deref().unwrap_or_default();
         info!(queue = queue.queue, consuming = queue.consuming, because, "queue");
+    }
+    for server in servers {
+        let ServerStatus { name, ready, processes, running, waiting, trouble, .. } =
+            server.status();
+        let trouble = trouble.unwrap_or_default();
+        info!(server = name, ready, processes, running, waiting, trouble, "server");
     }
     for job in controls.running() {
         let since_ms = u64::try_from(job.since.as_millis()).unwrap_or(u64::MAX);

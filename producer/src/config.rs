@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::time::Duration;
 
-use lapin::uri::AMQPUri;
+use lapin::uri::{AMQPScheme, AMQPUri};
 use tokio::time::Instant;
 
 use crate::wire::topology::{InvalidName, QueueType, Topology};
@@ -231,7 +231,22 @@ impl Config {
         self.publish_deadline
     }
 
-    /// The hosts, user and vhost, without the password: for messages.
+    /// The user that logs in.
+    pub fn user(&self) -> &str {
+        &self.hosts[0].authority.userinfo.username
+    }
+
+    /// The virtual host.
+    pub fn vhost(&self) -> &str {
+        &self.hosts[0].vhost
+    }
+
+    /// Whether connections are encrypted: `amqps://`.
+    pub fn uses_tls(&self) -> bool {
+        self.hosts.iter().all(|uri| uri.scheme == AMQPScheme::AMQPS)
+    }
+
+    /// The hosts with their ports, without credentials: for messages.
     pub fn broker(&self) -> String {
         let hosts: Vec<_> = self.hosts.iter().map(address).collect();
         hosts.join(", ")

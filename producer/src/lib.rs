@@ -9,8 +9,14 @@ mod error;
 /// The AMQP side, for `forebay-worker` and for those who need a raw channel: lapin types stand in
 /// its signatures, and any release may change it.
 pub mod link;
+/// For our own binaries: any release may change it.
+#[cfg(feature = "manual")]
+pub mod manual;
 mod options;
+#[cfg(feature = "otel")]
+pub mod otel;
 mod producer;
+mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod wire;
@@ -21,8 +27,10 @@ pub use link::dead::{DeadLetter, DeadLetters, Done, Filter, Listing, Pile, Redri
 pub use link::inspect::{Inspector, QueueCount};
 pub use options::PublishOptions;
 pub use producer::{Destination, Producer, Receipt};
+pub use telemetry::describe_metrics;
 pub use wire::delay::{Delay, DelayTooLong};
 pub use wire::envelope::{BrokerMarks, DeadMark, Envelope};
 pub use wire::failure::{Failure, Reason};
 pub use wire::job::Job;
 pub use wire::topology::{InvalidName, QueueType, Topology, check_kind, check_queue_name};
+pub use wire::trace::{InvalidTraceparent, TraceContext};

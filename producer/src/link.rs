@@ -4,10 +4,13 @@ pub mod connection;
 pub mod dead;
 
 pub mod declare;
+pub mod examine;
 pub mod fault;
+pub mod greeting;
 pub mod inspect;
 pub(crate) mod io;
 pub mod publisher;
+pub mod remove;
 pub mod transition;
 pub(crate) mod window;
 

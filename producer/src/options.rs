@@ -4,11 +4,13 @@
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use tracing::debug;
 
 use crate::error::PublishError;
 use crate::wire::delay::Delay;
 use crate::wire::envelope::{Envelope, as_ms, to_ms};
 use crate::wire::topology::{check_kind, check_queue_name};
+use crate::wire::trace::TraceContext;
 
 const LONGEST_TEXT: usize = 255;
 
@@ -33,6 +35,8 @@ pub struct PublishOptions {
     expires: Option<Expiry>,
     key: Option<String>,
     headers: Vec<(String, String)>,
+    traceparent: Option<String>,
+    tracestate: Option<String>,
     correlation_id: Option<String>,
     reply_to: Option<String>,
     priority: Option<u8>,
@@ -110,6 +114,23 @@ impl PublishOptions {
         self
     }
 
+    /// Makes the job part of a trace: a W3C `traceparent`, such as a web request came with. One
+    /// that cannot be read is left out, as the standard asks for, and never fails the publish.
+    ///
+    /// Without it, a follow-up job belongs to the trace of the job that is being handled (see
+    /// [`Producer::with_trace`](crate::Producer::with_trace)), any other to none. With feature
+    /// `otel` it is the parent of the publish's own span.
+    pub fn traceparent(mut self, traceparent: impl Into<String>) -> Self {
+        self.traceparent = Some(traceparent.into());
+        self
+    }
+
+    /// Sets the `tracestate` that came with the `traceparent`; it goes along with that alone.
+    pub fn tracestate(mut self, tracestate: impl Into<String>) -> Self {
+        self.tracestate = Some(tracestate.into());
+        self
+    }
+
     /// Sets the `correlation_id` property.
     pub fn correlation_id(mut self, id: impl Into<String>) -> Self {
         self.correlation_id = Some(id.into());
@@ -160,6 +181,9 @@ impl PublishOptions {
             Expiry::After(time) => to_ms(now).saturating_add(as_ms(time)),
             Expiry::At(time) => to_ms(time),
         });
+        if let Some(trace) = trace(self.traceparent.as_deref(), self.tracestate.as_deref()) {
+            envelope.set_trace(&trace);
+        }
         for (name, value) in &self.headers {
             envelope.set_header(name, value).map_err(|why| PublishError::Option {
                 option: "header",
@@ -179,6 +203,13 @@ impl PublishOptions {
 /// Returns are told apart by id: one that is cut on the wire would not be found again.
 pub(crate) fn check_id(id: &str) -> Result<(), PublishError> {
     checked("id", id.to_owned()).map(|_| ())
+}
+
+fn trace(parent: Option<&str>, state: Option<&str>) -> Option<TraceContext> {
+    let trace = TraceContext::parse(parent?);
+    let trace =
+        trace.inspect_err(|error| debug!(%error, "the job is published without it")).ok()?;
+    Some(trace.with_state(state.unwrap_or_default()))
 }
 
 fn checked(option: &'static str, value: String) -> Result<String, PublishError> {
@@ -211,6 +242,17 @@ mod tests {
     fn a_time_that_has_passed_means_now() {
         let past = SystemTime::now() - Duration::from_secs(60);
         assert_eq!(build(PublishOptions::new().run_at(past)).unwrap().1, None);
+    }
+
+    #[test]
+    fn a_trace_goes_along_and_one_that_cannot_be_read_is_left_out() {
+        let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let options = PublishOptions::new().tracestate("vendor=1");
+        assert_eq!(build(options.clone()).unwrap().0.trace(), None);
+        assert_eq!(build(options.clone().traceparent("00-aa-bb-01")).unwrap().0.trace(), None);
+        let (envelope, _) = build(options.traceparent(parent)).unwrap();
+        assert_eq!(envelope.header("traceparent").as_deref(), Some(parent));
+        assert_eq!(envelope.header("tracestate").as_deref(), Some("vendor=1"));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The producer: how a job gets onto the broker.
 //! In: jobs and options. Out: the broker has confirmed and routed them, or a typed error.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -16,10 +17,12 @@ use crate::link::fault::Fault;
 use crate::link::publisher::{Answer, NoAnswer, Publisher};
 use crate::link::window::Message;
 use crate::options::{PublishOptions, check_id};
+use crate::telemetry::PublishMeter;
 use crate::wire::delay::Delay;
 use crate::wire::envelope::Envelope;
 use crate::wire::job::Job;
 use crate::wire::topology::{QueueType, Topology, check_queue_name};
+use crate::wire::trace::TraceContext;
 
 /// Properties and headers together stay below half a frame: a larger header frame makes the broker
 /// close the whole connection.
@@ -52,10 +55,12 @@ const BULK_WINDOW: usize = 1_000;
 /// ```
 #[derive(Debug, Clone)]
 pub struct Producer {
-    config: Config,
+    config: Arc<Config>,
     link: Link,
     publisher: Publisher,
     declarer: Declarer,
+    meter: Arc<PublishMeter>,
+    trace: Option<Arc<TraceContext>>,
 }
 
 /// A published job.
@@ -87,10 +92,12 @@ impl Producer {
     pub fn new(config: &Config) -> Self {
         let link = Link::open(config, "publish");
         Self {
-            config: config.clone(),
+            config: Arc::new(config.clone()),
             publisher: Publisher::new(link.clone()),
             declarer: Declarer::new(link.clone(), config),
+            meter: Arc::new(PublishMeter::new()),
             link,
+            trace: None,
         }
     }
 
@@ -102,6 +109,13 @@ impl Producer {
         let producer = Self::new(config);
         producer.link.connected(producer.deadline()).await?;
         Ok(producer)
+    }
+
+    /// This producer, sharing its connection, for jobs that belong to a trace: what it publishes
+    /// carries it, unless its options name another. A worker's `cx.producer()` is one such.
+    #[must_use]
+    pub fn with_trace(&self, trace: TraceContext) -> Self {
+        Self { trace: Some(Arc::new(trace)), ..self.clone() }
     }
 
     /// Publishes a job to its own queue.
@@ -137,9 +151,10 @@ impl Producer {
         options: PublishOptions,
     ) -> Result<Receipt, PublishError> {
         let deadline = after(options.deadline.unwrap_or(self.config.publish_deadline));
-        let (envelope, delay) = options.into_envelope(kind, payload.into(), SystemTime::now())?;
+        let (mut envelope, delay) =
+            options.into_envelope(kind, payload.into(), SystemTime::now())?;
         let destination = delay.map_or(Destination::Queue, Destination::Later);
-        self.send(&envelope, destination, deadline).await?;
+        self.send_traced(&mut envelope, destination, deadline).await?;
         let delay = delay.map(Delay::duration);
         Ok(Receipt { id: envelope.id, queue: envelope.queue, delay })
     }
@@ -199,6 +214,17 @@ impl Producer {
         destination: Destination,
         deadline: Instant,
     ) -> Result<(), PublishError> {
+        let sent = self.send_unseen(envelope, destination, deadline).await;
+        self.meter.ended(&sent);
+        sent
+    }
+
+    async fn send_unseen(
+        &self,
+        envelope: &Envelope,
+        destination: Destination,
+        deadline: Instant,
+    ) -> Result<(), PublishError> {
         check_queue_name(&envelope.queue)?;
         check_id(&envelope.id)?;
         self.check_size(envelope)?;
@@ -224,6 +250,20 @@ impl Producer {
         }
     }
 
+    /// Whoever records no span of its own passes the trace on as it came.
+    #[cfg(not(feature = "otel"))]
+    async fn send_traced(
+        &self,
+        envelope: &mut Envelope,
+        destination: Destination,
+        deadline: Instant,
+    ) -> Result<(), PublishError> {
+        if let Some(trace) = self.trace().filter(|_| envelope.trace().is_none()) {
+            envelope.set_trace(trace);
+        }
+        self.send(envelope, destination, deadline).await
+    }
+
     /// Answers a caller: to the queue it named, without waiting for it to be routed.
     ///
     /// # Errors
@@ -237,8 +277,10 @@ impl Producer {
             payload: envelope.payload.clone(),
             id: envelope.id.clone(),
         };
-        let answer = self.attempt(envelope, message, deadline).await?;
-        self.verdict(envelope, answer)
+        let answer = self.attempt(envelope, message, deadline).await;
+        let sent = answer.and_then(|answer| self.verdict(envelope, answer));
+        self.meter.ended(&sent);
+        sent
     }
 
     /// Declares a queue with all that belongs to it, if it is not there.
@@ -263,6 +305,11 @@ impl Producer {
     pub async fn close(&self) {
         self.publisher.idle(self.deadline()).await;
         self.link.close().await;
+    }
+
+    /// What [`Producer::with_trace`] was given.
+    pub(crate) fn trace(&self) -> Option<&TraceContext> {
+        self.trace.as_deref()
     }
 
     fn deadline(&self) -> Instant {
@@ -341,10 +388,15 @@ impl Producer {
         message: Message,
         deadline: Instant,
     ) -> Result<Answer, PublishError> {
-        self.publisher.publish(message, deadline).await.map_err(|silence| {
+        let began = Instant::now();
+        let answer = self.publisher.publish(message, deadline).await.map_err(|silence| {
             let NoAnswer { may_have_arrived, because } = silence;
             PublishError::Unconfirmed { id: envelope.id.clone(), may_have_arrived, because }
-        })
+        });
+        if matches!(answer, Ok(Answer::Confirmed)) {
+            self.meter.confirmed_after(began.elapsed());
+        }
+        answer
     }
 
     fn verdict(&self, envelope: &Envelope, answer: Answer) -> Result<(), PublishError> {

@@ -6,3 +6,4 @@ pub mod failure;
 mod headers;
 pub mod job;
 pub mod topology;
+pub mod trace;

@@ -232,6 +232,16 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
         self.add(Handler::raw(kind, options, function))
     }
 
+    /// Registers `fn(payload, cx)` that blocks, for a kind known only at run time: what
+    /// [`WorkerBuilder::handle_raw`] is to [`WorkerBuilder::handle_with`], this is to
+    /// [`WorkerBuilder::handle_blocking_with`].
+    pub fn handle_raw_blocking<F>(self, kind: &str, options: HandlerOptions, function: F) -> Self
+    where
+        F: Fn(Bytes, Context<S>) -> JobResult<Output> + Send + Sync + 'static,
+    {
+        self.add(Handler::raw_blocking(kind, options, function))
+    }
+
     /// Sets how long running jobs may finish after the worker was told to drain. Default: 25 s,
     /// which fits into the 30 s that Kubernetes gives.
     pub fn grace(mut self, grace: Duration) -> Self {

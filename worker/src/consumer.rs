@@ -14,7 +14,6 @@ use futures_util::StreamExt;
 use lapin::Consumer as Stream;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
-use serde::Serialize;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{self, Instant};
@@ -25,34 +24,12 @@ use crate::error::RunError;
 use crate::generation::Generation;
 use crate::intake::Intake;
 use crate::settle;
+use crate::status::{PAUSED, Status};
 use crate::telemetry::Counts;
 
-/// Why a paused queue is not consumed.
-pub(crate) const PAUSED: &str = "paused";
 /// How often a consumer without a connection says why.
 const LOOK: Duration = Duration::from_secs(1);
 const FLUSH: Duration = Duration::from_secs(5);
-
-/// Whether a queue is consumed, and if not, why.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct QueueStatus {
-    /// Queue.
-    pub queue: String,
-    /// Deliveries are coming in, or would if there were any.
-    pub consuming: bool,
-    /// Why not.
-    pub because: Option<String>,
-    /// For how long it has not been consumed, in seconds.
-    pub idle_seconds: u64,
-}
-
-#[derive(Debug)]
-pub(crate) struct Status {
-    consuming: bool,
-    because: Option<String>,
-    since: Instant,
-}
 
 /// One supervised consumer.
 pub(crate) struct Consumer<S> {
@@ -80,32 +57,6 @@ enum End {
     Lost(Fault),
     Drained,
     Paused,
-}
-
-impl Status {
-    pub(crate) fn new() -> Self {
-        let because = Some("starting".to_owned());
-        Self { consuming: false, because, since: Instant::now() }
-    }
-
-    pub(crate) fn of(&self, queue: &str) -> QueueStatus {
-        QueueStatus {
-            queue: queue.to_owned(),
-            consuming: self.consuming,
-            because: self.because.clone(),
-            idle_seconds: if self.consuming { 0 } else { self.since.elapsed().as_secs() },
-        }
-    }
-
-    fn set(&mut self, consuming: bool, because: Option<String>) {
-        // The time of a pause is not time in which it could not consume.
-        let was_paused = self.because.as_deref() == Some(PAUSED);
-        if self.consuming != consuming || was_paused {
-            self.since = Instant::now();
-        }
-        self.consuming = consuming;
-        self.because = because;
-    }
 }
 
 impl<S: Send + Sync + 'static> Consumer<S> {
@@ -221,6 +172,7 @@ impl<S: Send + Sync + 'static> Consumer<S> {
     async fn watch(&mut self, mut life: Life, began: Instant) -> Event {
         match self.pump(&mut life).await {
             End::Lost(fault) => {
+                self.intake.meter.lost();
                 life.generation.lose();
                 let channel = life.generation.channel.clone();
                 // After a server-sent cancel the channel lives on, and with it the deliveries.

@@ -6,13 +6,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use forebay_producer::{Config, Envelope, Producer};
+#[cfg(feature = "otel")]
+use forebay_producer::otel;
+use forebay_producer::{Config, Envelope, Producer, TraceContext};
 use serde::Serialize;
 use serde_json::Value;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{self, Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tracing::debug;
+use tracing::{Span, debug};
 
 /// A handler's surroundings: shared state, facts about the job, its deadline, a producer.
 ///
@@ -36,6 +38,9 @@ pub(crate) struct Run<S> {
     claim: OnceLock<u64>,
     /// The handler found that its work was done before.
     duplicate: AtomicBool,
+    /// The producer for follow-up jobs; made when it is first asked for.
+    producer: OnceLock<Producer>,
+    span: Span,
 }
 
 impl<S> Context<S> {
@@ -57,6 +62,8 @@ impl<S> Context<S> {
             thread: Mutex::default(),
             claim: OnceLock::new(),
             duplicate: AtomicBool::new(false),
+            producer: OnceLock::new(),
+            span: Span::current(),
         };
         Self { run: Arc::new(run) }
     }
@@ -201,9 +208,40 @@ impl<S> Context<S> {
         self.run.progress.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// A producer for follow-up jobs, with its own connection, opened at first use.
+    /// A producer for follow-up jobs, with the worker's own connection, opened at first use. What
+    /// it publishes belongs to the trace of this job, also from tasks and threads that the
+    /// handler starts.
     pub fn producer(&self) -> &Producer {
-        self.run.producers.get()
+        self.run.producer.get_or_init(|| {
+            let shared = self.run.producers.get();
+            self.trace_of_run().map_or_else(|| shared.clone(), |trace| shared.with_trace(trace))
+        })
+    }
+
+    /// The trace to pass on to what this handler calls, as headers `traceparent` and
+    /// `tracestate`: the job's own; where spans are recorded (feature `otel`), the current span's,
+    /// else that of the run. `None` if the job belongs to no trace.
+    pub fn trace(&self) -> Option<TraceContext> {
+        #[cfg(feature = "otel")]
+        if let Some(trace) = otel::current() {
+            return Some(trace);
+        }
+        self.trace_of_run()
+    }
+
+    fn trace_of_run(&self) -> Option<TraceContext> {
+        #[cfg(feature = "otel")]
+        if let Some(trace) = otel::context_of(self.span()) {
+            return Some(trace);
+        }
+        self.run.envelope.trace()
+    }
+
+    /// The span of this run: log lines inside it name the job. The handler is in it already;
+    /// tasks that it spawns are not, unless they are given it
+    /// (`tokio::spawn(work.instrument(cx.span().clone()))`).
+    pub fn span(&self) -> &Span {
+        &self.run.span
     }
 }
 
@@ -241,6 +279,11 @@ impl LazyProducer {
 
     pub(crate) fn get(&self) -> &Producer {
         self.producer.get_or_init(|| Producer::new(&self.config))
+    }
+
+    /// The exchange that jobs are published to.
+    pub(crate) fn exchange(&self) -> &str {
+        self.config.topology().jobs_exchange()
     }
 
     pub(crate) fn opened(&self) -> Option<&Producer> {

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,7 +16,6 @@ use tokio::sync::Semaphore;
 use crate::context::Context;
 use crate::error::JobResult;
 use crate::retry::Retry;
-use crate::telemetry::Meter;
 
 /// What a handler's run needs beyond the job: timeout, retries, concurrency.
 ///
@@ -139,14 +138,9 @@ pub(crate) struct Handler<S> {
     /// Permits of this handler alone, if it has a limit.
     pub(crate) gate: Option<Arc<Semaphore>>,
     decode: Decode<S>,
-    meter: OnceLock<Meter>,
 }
 
 impl<S> Handler<S> {
-    pub(crate) fn meter(&self) -> &Meter {
-        self.meter.get_or_init(|| Meter::new(&self.queue, &self.kind))
-    }
-
     pub(crate) fn decode(&self, payload: &Bytes) -> Result<Ready<S>, Undecoded> {
         (self.decode)(payload)
     }
@@ -186,7 +180,8 @@ impl<S: Send + Sync + 'static> Handler<S> {
         let decode: Decode<S> = Box::new(move |payload| {
             let job: J = from_json(payload)?;
             let function = Arc::clone(&function);
-            Ok(Box::new(move |cx| run_blocking(function, job, cx).boxed()))
+            let run = move |cx| Output::of(&function(job, cx)?);
+            Ok(Box::new(move |cx| run_blocking(run, cx).boxed()))
         });
         Self::new(J::KIND, J::QUEUE, options, decode)
     }
@@ -205,6 +200,18 @@ impl<S: Send + Sync + 'static> Handler<S> {
         Self::new(kind, "default", options, decode)
     }
 
+    pub(crate) fn raw_blocking<F>(kind: &str, mut options: HandlerOptions, function: F) -> Self
+    where
+        F: Fn(Bytes, Context<S>) -> JobResult<Output> + Send + Sync + 'static,
+    {
+        options.concurrency.get_or_insert_with(cores);
+        let function = Arc::new(function);
+        Self::raw(kind, options, move |payload, cx| {
+            let function = Arc::clone(&function);
+            run_blocking(move |cx| function(payload, cx), cx)
+        })
+    }
+
     fn new(kind: &str, queue: &str, options: HandlerOptions, decode: Decode<S>) -> Self {
         Self {
             kind: kind.to_owned(),
@@ -212,27 +219,26 @@ impl<S: Send + Sync + 'static> Handler<S> {
             gate: options.concurrency.map(|most| Arc::new(Semaphore::new(most.max(1)))),
             options,
             decode,
-            meter: OnceLock::new(),
         }
     }
 }
 
 /// The thread keeps its place until the function really ends, timeout or not: otherwise timeouts
 /// would pile up threads without bound.
-async fn run_blocking<S, J, T, F>(function: Arc<F>, job: J, cx: Context<S>) -> JobResult<Output>
+async fn run_blocking<S, F>(function: F, cx: Context<S>) -> JobResult<Output>
 where
     S: Send + Sync + 'static,
-    J: Send + 'static,
-    T: Serialize + Send + 'static,
-    F: Fn(J, Context<S>) -> JobResult<T> + Send + Sync + 'static,
+    F: FnOnce(Context<S>) -> JobResult<Output> + Send + 'static,
 {
     let (place, ends) = (cx.take_place(), cx.begin_thread());
+    let span = cx.span().clone();
     let run = tokio::task::spawn_blocking(move || {
         let (_place, _ends) = (place, ends);
-        function(job, cx)
+        let _in_span = span.entered();
+        function(cx)
     });
     match run.await {
-        Ok(result) => Output::of(&result?),
+        Ok(result) => result,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         Err(error) => Err(error.into()),
     }
@@ -260,8 +266,25 @@ fn from_json<J: serde::de::DeserializeOwned>(payload: &[u8]) -> Result<J, Undeco
     }
     let mut deserializer = serde_json::Deserializer::from_slice(payload);
     let explained = serde_path_to_error::deserialize::<_, J>(&mut deserializer);
-    let why = explained.err().map_or_else(|| error.to_string(), |at| at.to_string());
+    let why = explained.err().map_or_else(
+        || without_value(&error.to_string()),
+        |at| format!("{}: {}", at.path(), without_value(&at.inner().to_string())),
+    );
     Err(Undecoded::OtherShape(why))
+}
+
+/// serde's words without the value that it found: this goes into the log, a payload does not.
+fn without_value(words: &str) -> String {
+    let found = ["invalid type: ", "invalid value: ", "unknown variant "];
+    let Some(kind) = found.iter().find(|kind| words.starts_with(**kind)) else {
+        return words.to_owned();
+    };
+    match words.rsplit_once(", expected ") {
+        Some((_, expected)) => {
+            format!("{}, expected {expected}", kind.trim_end_matches([':', ' ']))
+        }
+        None => kind.trim_end_matches([':', ' ']).to_owned(),
+    }
 }
 
 /// Handlers by kind.
@@ -303,6 +326,24 @@ mod tests {
     }
 
     #[test]
+    fn a_value_of_the_payload_is_not_repeated() {
+        for (words, expected) in [
+            (
+                "invalid type: string \"4111, expected x\", expected u64",
+                "invalid type, expected u64",
+            ),
+            (
+                "unknown variant `s3cret`, expected one of `a`, `b`",
+                "unknown variant, expected one of `a`, `b`",
+            ),
+            ("unknown variant `s3cret`, there are no variants", "unknown variant"),
+            ("missing field `to` at line 1 column 2", "missing field `to` at line 1 column 2"),
+        ] {
+            assert_eq!(without_value(words), expected);
+        }
+    }
+
+    #[test]
     fn invalid_json_and_a_wrong_shape_are_told_apart() {
         let decode = |payload: &[u8]| from_json::<Mail>(payload).unwrap_err();
         assert!(matches!(decode(b"{not json"), Undecoded::NotJson(_)));
@@ -310,6 +351,6 @@ mod tests {
         assert!(matches!(decode(b"\xff\xfe"), Undecoded::NotJson(_)));
         assert!(matches!(decode(b"{\"to\": 7, oops"), Undecoded::NotJson(_)));
         let Undecoded::OtherShape(why) = decode(b"{\"to\": [\"a\", 7]}") else { panic!() };
-        assert!(why.contains("to[1]"), "{why}");
+        assert_eq!(why, "to[1]: invalid type, expected a string at line 1 column 14");
     }
 }

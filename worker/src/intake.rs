@@ -14,16 +14,18 @@ use futures_util::FutureExt;
 use lapin::message::Delivery;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{self, Instant};
-use tracing::{Instrument, error};
+use tracing::{Instrument, Span, error};
 
 use crate::builder::{QueueOptions, give_back_after};
 use crate::context::{Context, LazyProducer};
 use crate::execute::App;
 use crate::generation::Generation;
+use crate::load::{self, Here, Load};
+use crate::meter::QueueMeter;
 use crate::running::Running;
 use crate::settle::{self, Settlement};
 use crate::telemetry::{self, Counts};
-use crate::verdict::{self, Facts, Verdict};
+use crate::verdict::{self, Facts, Verdict, Why};
 
 /// Everything that the jobs of one queue share.
 pub(crate) struct Intake<S> {
@@ -33,6 +35,8 @@ pub(crate) struct Intake<S> {
     pub(crate) producers: Arc<LazyProducer>,
     pub(crate) counts: Arc<Counts>,
     pub(crate) running: Arc<Running>,
+    pub(crate) load: Arc<Load>,
+    pub(crate) meter: QueueMeter,
     /// 80 % of the broker's consumer timeout, from delivery.
     pub(crate) give_back_after: Duration,
     places: Arc<Semaphore>,
@@ -49,7 +53,10 @@ impl<S: Send + Sync + 'static> Intake<S> {
         running: Arc<Running>,
         consumer_timeout: Duration,
     ) -> Self {
+        let handlers = app.registry.iter();
+        let kinds = handlers.map(|handler| (handler.kind.as_str(), handler.queue == queue));
         Self {
+            meter: QueueMeter::new(&queue, kinds),
             places: Arc::new(Semaphore::new(options.concurrency)),
             pace: options.rate.map(Pace::new),
             give_back_after: give_back_after(consumer_timeout),
@@ -59,6 +66,7 @@ impl<S: Send + Sync + 'static> Intake<S> {
             producers,
             counts,
             running,
+            load: Arc::new(Load::new()),
         }
     }
 
@@ -69,35 +77,57 @@ impl<S: Send + Sync + 'static> Intake<S> {
         generation.jobs.spawn(async move {
             // Handlers are caught closer by; this is for what else is the user's: the `Display` of
             // an error, the `Drop` of a future. A delivery left open would cost a place for ever.
-            let handled = AssertUnwindSafe(intake.handle(&mine, delivery)).catch_unwind();
-            if handled.await.is_err() {
-                error!(queue = intake.queue, "settling a job panicked; it is a dead letter now");
+            let mut span = Span::none();
+            let handled = AssertUnwindSafe(intake.handle(&mine, delivery, &mut span));
+            if handled.catch_unwind().await.is_err() {
+                let queue = &intake.queue;
+                error!(parent: &span, queue, "settling a job panicked; it is a dead letter now");
                 settle::reject(&mine, tag);
             }
         });
     }
 
-    async fn handle(&self, generation: &Generation, delivery: Delivery) {
+    /// Fills in the span of the job once it is looked at: it waits for its place outside of it.
+    async fn handle(&self, generation: &Generation, delivery: Delivery, span: &mut Span) {
         let give_back_at = after(self.give_back_after);
         let tag = delivery.delivery_tag;
         let job = self.envelope(delivery);
+        let mut here = self.load.deliver(load::due_ms(&job).unwrap_or_else(now_ms));
         let settlement = Settlement { generation, tag, producers: &self.producers, give_back_at };
         if let Some(verdict) = self.suspect(&job) {
-            return self.settle(settlement, &job, verdict).await;
+            *span = telemetry::span(&job, self.producers.exchange());
+            return self.settle(settlement, &job, verdict).instrument(span.clone()).await;
         }
         let Some(places) = self.place(generation, &job).await else {
             return self.settle(settlement, &job, Verdict::GiveBack).await;
         };
+        self.begins(&job, &mut here);
         let Places { of_handler, of_queue: _until_settled } = places;
-        let (verdict, cx) = self.run(generation, job, of_handler).await;
-        self.settle(settlement, cx.envelope(), verdict).await;
-        // Unless a thread that cannot be stopped still holds it.
-        drop(cx.take_place());
+        *span = telemetry::span(&job, self.producers.exchange());
+        let work = async {
+            let (verdict, cx) = self.run(generation, job, of_handler).await;
+            self.settle(settlement, cx.envelope(), verdict).await;
+            // Unless a thread that cannot be stopped still holds it.
+            drop(cx.take_place());
+        };
+        work.instrument(span.clone()).await;
     }
 
     async fn settle(&self, settlement: Settlement<'_>, job: &Envelope, verdict: Verdict) {
         telemetry::decided(&self.counts, job, &verdict);
+        self.meter.decided(job, &verdict);
+        let leaves = !matches!(verdict, Verdict::GiveBack);
         settlement.apply(job, verdict).await;
+        if leaves {
+            self.load.settled();
+        }
+    }
+
+    fn begins(&self, job: &Envelope, here: &mut Here) {
+        here.begins();
+        if let Some(waited) = load::waited(job, now_ms()) {
+            self.meter.waited(waited);
+        }
     }
 
     fn envelope(&self, delivery: Delivery) -> Envelope {
@@ -166,15 +196,15 @@ impl<S: Send + Sync + 'static> Intake<S> {
         job: Envelope,
         place: Option<OwnedSemaphorePermit>,
     ) -> (Verdict, Context<S>) {
-        let span = telemetry::span(&job);
         let began = Instant::now();
         let (stop, producers) = (&generation.stop, &self.producers);
         let run = self.app.run(job, now_ms(), place, stop, producers, &self.running);
-        let (outcome, cx) = run.instrument(span).await;
+        let (outcome, cx) = run.await;
         let job = cx.envelope();
         let verdict = verdict::decide(outcome, job, &self.facts(job));
-        if let Some(handler) = self.app.handler(job) {
-            handler.meter().record(&verdict, began.elapsed());
+        if !matches!(verdict, Verdict::Duplicate(_) | Verdict::Again { why: Why::Waits, .. }) {
+            // Otherwise it was not run: the time would say nothing about the handler.
+            self.meter.ran(job, began.elapsed());
         }
         (verdict, cx)
     }

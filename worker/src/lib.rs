@@ -4,6 +4,7 @@
 //! succeeds, retries it when it fails, and keeps it as a dead letter when retries are spent.
 
 mod acker;
+mod backlog;
 mod builder;
 mod consumer;
 mod context;
@@ -13,28 +14,34 @@ mod generation;
 mod handler;
 pub mod idempotency;
 mod intake;
+mod load;
+mod meter;
 mod middleware;
+#[cfg(feature = "otel")]
+mod otel;
 mod retry;
 mod running;
 mod runtime;
 mod settle;
+mod status;
 mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod verdict;
 
 pub use builder::{QueueOptions, WorkerBuilder};
-pub use consumer::QueueStatus;
 pub use context::Context;
 pub use error::{BuildError, JobError, JobResult, RunError};
 pub use forebay_producer::{
     CallError, Config, ConfigError, ConnectError, Declare, Envelope, Failure, Job, Producer,
-    PublishError, PublishOptions, QueueType, Reason, Receipt,
+    PublishError, PublishOptions, QueueType, Reason, Receipt, TraceContext,
 };
 pub use handler::{HandlerOptions, Output};
 pub use idempotency::Idempotency;
+pub use meter::describe_metrics;
 pub use middleware::Next;
 pub use retry::Retry;
 pub use running::RunningJob;
 pub use runtime::{Controls, Running, Worker};
+pub use status::QueueStatus;
 pub use telemetry::Summary;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use forebay_producer::Config;
@@ -11,20 +11,25 @@ use forebay_producer::link::connection::Link;
 use forebay_producer::link::declare::Declarer;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time;
+use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::backlog;
 use crate::builder::{QueueOptions, WorkerBuilder};
-use crate::consumer::{Consumer, PAUSED, QueueStatus, Status};
+use crate::consumer::Consumer;
 use crate::context::LazyProducer;
 use crate::error::RunError;
 use crate::execute::App;
 use crate::intake::Intake;
+use crate::meter::QueueGauges;
 use crate::running::{Running as RunningJobs, RunningJob};
+use crate::status::{PAUSED, QueueStatus, QueueView};
 use crate::telemetry::{Counts, Summary};
 
 const LOOK: Duration = Duration::from_secs(1);
+/// How often the worker's clock ticks.
+const TICK: Duration = Duration::from_secs(1);
 
 /// A worker that is ready to run.
 ///
@@ -78,6 +83,9 @@ pub struct Controls {
 }
 
 struct Shared {
+    name: String,
+    /// When the clock last ticked.
+    ticked: watch::Sender<Instant>,
     drain: CancellationToken,
     force: CancellationToken,
     queues: BTreeMap<String, Steering>,
@@ -87,7 +95,7 @@ struct Shared {
 
 struct Steering {
     pause: watch::Sender<bool>,
-    status: Arc<Mutex<Status>>,
+    view: QueueView,
 }
 
 impl<S: Send + Sync + 'static> Worker<S> {
@@ -137,7 +145,6 @@ impl<S: Send + Sync + 'static> Worker<S> {
         let mut queues = BTreeMap::new();
         for (queue, options) in self.queues {
             let (pause, paused) = watch::channel(false);
-            let status = Arc::new(Mutex::new(Status::new()));
             let intake = Intake::new(
                 queue.clone(),
                 options,
@@ -147,6 +154,7 @@ impl<S: Send + Sync + 'static> Worker<S> {
                 Arc::clone(&jobs),
                 self.consumer_timeout,
             );
+            let view = QueueView::new(&intake);
             let consumer = Consumer {
                 intake: Arc::new(intake),
                 config: config.clone(),
@@ -155,17 +163,22 @@ impl<S: Send + Sync + 'static> Worker<S> {
                 drain: drain.clone(),
                 force: force.clone(),
                 paused,
-                status: Arc::clone(&status),
+                status: Arc::clone(&view.status),
                 winding: JoinSet::new(),
             };
             consumers.spawn(consumer.run());
-            queues.insert(queue, Steering { pause, status });
+            queues.insert(queue, Steering { pause, view });
         }
-        let controls = Controls { shared: Arc::new(Shared { drain, force, queues, jobs, counts }) };
+        let views = queues.values().map(|steering: &Steering| steering.view.clone()).collect();
+        let backlog = tokio::spawn(backlog::watch(link.clone(), config, views, drain.clone()));
+        let (name, ticked) = (self.app.name.clone(), watch::Sender::new(Instant::now()));
+        let shared = Shared { name, ticked, drain, force, queues, jobs, counts };
+        let controls = Controls { shared: Arc::new(shared) };
         let house = House {
             controls: controls.clone(),
             link,
             producers,
+            backlog,
             grace: self.grace,
             exit_after: self.exit_after,
         };
@@ -236,14 +249,25 @@ impl Controls {
         self.shared.jobs.list()
     }
 
-    /// Whether each queue is consumed, and if not, why.
+    /// Whether each queue is consumed, and if not, why; and what is known of its jobs.
     pub fn queues(&self) -> Vec<QueueStatus> {
-        let queues = self.shared.queues.iter();
-        queues
-            .map(|(queue, steering)| {
-                steering.status.lock().unwrap_or_else(PoisonError::into_inner).of(queue)
-            })
-            .collect()
+        self.shared.queues.values().map(|steering| steering.view.look()).collect()
+    }
+
+    /// The worker's name: `host/pid` unless the builder was told another.
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// Whether it was told to end.
+    pub fn is_draining(&self) -> bool {
+        self.shared.drain.is_cancelled()
+    }
+
+    /// How long ago the worker's clock last ticked. It ticks every second until the worker has
+    /// ended; much more than that means that handlers hog every thread of the runtime.
+    pub fn since_tick(&self) -> Duration {
+        self.shared.ticked.borrow().elapsed()
     }
 
     /// What was done up to now.
@@ -267,6 +291,7 @@ struct House {
     controls: Controls,
     link: Link,
     producers: Arc<LazyProducer>,
+    backlog: JoinHandle<()>,
     grace: Duration,
     exit_after: Option<Duration>,
 }
@@ -274,7 +299,8 @@ struct House {
 impl House {
     async fn keep(self, mut consumers: JoinSet<Result<(), RunError>>) -> Result<Summary, RunError> {
         let mut result = Ok(());
-        let clock = tokio::spawn(limit_drain(self.controls.clone(), self.grace));
+        let drain = tokio::spawn(limit_drain(self.controls.clone(), self.grace));
+        let clock = tokio::spawn(tick(self.controls.clone()));
         let mut look = time::interval(LOOK);
         loop {
             tokio::select! {
@@ -297,11 +323,16 @@ impl House {
                 },
             }
         }
-        clock.abort();
+        drain.abort();
+        // It ends with the drain, which nobody may have asked for: a worker without queues.
+        self.controls.drain();
+        _ = self.backlog.await;
         self.link.close().await;
         if let Some(producer) = self.producers.opened() {
             producer.close().await;
         }
+        clock.abort();
+        show(&self.controls, &gauges(&self.controls));
         let summary = self.controls.summary();
         info!(%summary, "drained");
         result.map(|()| summary)
@@ -321,6 +352,26 @@ impl House {
             idle: Duration::from_secs(idle.idle_seconds),
             because: idle.because.unwrap_or_default(),
         })
+    }
+}
+
+/// Shows that the runtime turns, and sets the gauges.
+async fn tick(controls: Controls) {
+    let gauges = gauges(&controls);
+    loop {
+        controls.shared.ticked.send_replace(Instant::now());
+        show(&controls, &gauges);
+        time::sleep(TICK).await;
+    }
+}
+
+fn gauges(controls: &Controls) -> Vec<QueueGauges> {
+    controls.shared.queues.keys().map(|queue| QueueGauges::new(queue)).collect()
+}
+
+fn show(controls: &Controls, gauges: &[QueueGauges]) {
+    for (gauges, status) in gauges.iter().zip(controls.queues()) {
+        gauges.set(&status);
     }
 }
 

@@ -86,7 +86,7 @@ impl Settlement<'_> {
             Forwarded::NotNow => How::GiveBack,
             Forwarded::Refused(error) => {
                 error!(
-                    job.id = envelope.id, error = %chain(&error),
+                    error = %chain(&error),
                     "cannot be published; the broker's own dead-lettering takes the job"
                 );
                 How::Reject
@@ -101,12 +101,12 @@ impl Settlement<'_> {
         let producer = self.producers.get();
         while Instant::now() < self.give_back_at {
             let send = producer.send(envelope, destination, self.give_back_at);
-            let sent = self.generation.while_ours(said_when_slow(&envelope.id, send)).await;
+            let sent = self.generation.while_ours(said_when_slow(send)).await;
             match sent {
                 None => return Forwarded::NotNow,
                 Some(Ok(())) => return Forwarded::Confirmed,
                 Some(Err(error)) if waits(&error) => {
-                    warn!(job.id = envelope.id, error = %chain(&error), "waiting for the broker");
+                    warn!(error = %chain(&error), "waiting for the broker");
                     if self.generation.while_ours(time::sleep(PAUSE)).await.is_none() {
                         return Forwarded::NotNow;
                     }
@@ -122,12 +122,12 @@ impl Settlement<'_> {
         let Some(address) = job.reply_to.as_deref() else { return };
         let producer = self.producers.get();
         if !producer.topology().is_reply_address(address) {
-            debug!(job.id, address, "not a reply queue; no answer is sent");
+            debug!(address, "not a reply queue; no answer is sent");
             return;
         }
         let answer = answer(job, address, result);
         if let Err(error) = send_reply(producer, &answer).await {
-            debug!(job.id, %error, "the answer was not delivered");
+            debug!(%error, "the answer was not delivered");
         }
     }
 }
@@ -151,12 +151,12 @@ fn answer(job: &Envelope, address: &str, result: Result<&Output, &Envelope>) -> 
     answer
 }
 
-async fn said_when_slow<T>(id: &str, send: impl Future<Output = T>) -> T {
+async fn said_when_slow<T>(send: impl Future<Output = T>) -> T {
     let mut send = std::pin::pin!(send);
     match time::timeout(SLOW, &mut send).await {
         Ok(sent) => sent,
         Err(_) => {
-            warn!(job.id = id, "the broker does not confirm; the job keeps its place meanwhile");
+            warn!("the broker does not confirm; the job keeps its place meanwhile");
             send.await
         }
     }

@@ -1,15 +1,17 @@
-//! What operators see: spans, log lines, counters. All field and metric names are spelled here.
-//! In: what happened. Out: `tracing` events, `metrics` counters, and the summary at the end.
+//! What operators see: spans, log lines, the summary. All field names are spelled here; those of
+//! metrics in `meter`.
+//! In: what happened. Out: `tracing` events, and the summary at the end.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use forebay_producer::Envelope;
-use metrics::{Counter, Histogram};
 use serde::Serialize;
-use tracing::{Span, debug, error, info_span, warn};
+use tracing::{Span, debug, error, error_span, field, warn};
 
+#[cfg(feature = "otel")]
+use crate::otel;
 use crate::verdict::{Verdict, Why};
 
 /// Counts of one worker since it started.
@@ -116,117 +118,78 @@ impl fmt::Display for Summary {
     }
 }
 
-/// Metric handles of one kind on one queue, made once: looking one up costs more than a job.
-#[derive(Debug)]
-pub(crate) struct Meter {
-    done: Counter,
-    duplicate: Counter,
-    retried: Counter,
-    put_off: Counter,
-    dead: Counter,
-    given_back: Counter,
-    duration: Histogram,
-}
-
-impl Meter {
-    pub(crate) fn new(queue: &str, kind: &str) -> Self {
-        let (queue, kind) = (queue.to_owned(), kind.to_owned());
-        let count = |outcome: &'static str| {
-            metrics::counter!("forebay_jobs_total", "queue" => queue.clone(), "kind" => kind.clone(),
-                "outcome" => outcome)
-        };
-        Self {
-            done: count("done"),
-            duplicate: count("duplicate"),
-            retried: count("retried"),
-            put_off: count("put_off"),
-            dead: count("dead"),
-            given_back: count("given_back"),
-            duration: metrics::histogram!("forebay_job_duration_seconds", "queue" => queue.clone(),
-                "kind" => kind.clone()),
-        }
-    }
-
-    pub(crate) fn record(&self, verdict: &Verdict, took: Duration) {
-        match verdict {
-            Verdict::Ack(_) => self.done.increment(1),
-            // Not a run: its time would say nothing about the handler.
-            Verdict::Duplicate(_) => return self.duplicate.increment(1),
-            Verdict::Again { why: Why::Retry, .. } => self.retried.increment(1),
-            Verdict::Again { .. } => self.put_off.increment(1),
-            Verdict::Dead(_) => self.dead.increment(1),
-            Verdict::GiveBack => self.given_back.increment(1),
-        }
-        self.duration.record(took);
-    }
-}
-
-/// The span that a run lives in.
-pub(crate) fn span(job: &Envelope) -> Span {
-    info_span!(
+/// The span that a run and its settling live in. What is logged inside of it names the job: at the
+/// level of errors, so that a log of nothing but errors does too.
+#[cfg_attr(not(feature = "otel"), expect(unused_variables, reason = "only spans name it"))]
+pub(crate) fn span(job: &Envelope, exchange: &str) -> Span {
+    let span = error_span!(
         "job",
         job.id = job.id,
-        job.kind = job.kind.as_deref().unwrap_or("-"),
+        job.kind = kind(job),
         queue = job.queue,
-        attempt = job.attempt
-    )
+        attempt = job.attempt,
+        trace_id = field::Empty,
+        otel.name = field::Empty,
+        otel.kind = field::Empty,
+    );
+    #[cfg(feature = "otel")]
+    if otel::begin(&span, job, exchange) {
+        return span;
+    }
+    if !span.is_disabled()
+        && let Some(trace) = job.trace()
+    {
+        span.record("trace_id", trace.trace_id());
+    }
+    span
 }
 
-/// Counts and logs what is about to be done with a job.
+/// Counts and logs what is about to be done with a job, inside of its span.
 pub(crate) fn decided(counts: &Counts, job: &Envelope, verdict: &Verdict) {
     counts.count(verdict);
-    let kind = job.kind.as_deref().unwrap_or("-");
     match verdict {
-        Verdict::Ack(_) => debug!(job.id, job.kind = kind, attempt = job.attempt, "done"),
+        Verdict::Ack(_) => debug!("done"),
         // At info level, with the rest of the story, where it was found.
-        Verdict::Duplicate(_) => debug!(job.id, job.kind = kind, "duplicate acked"),
+        Verdict::Duplicate(_) => debug!("duplicate acked"),
         Verdict::Again { delay, envelope, why } => {
             let delay_ms = delay.map_or(0, |delay| delay.duration().as_millis() as u64);
             let error = envelope.failures.last().map_or("", |failure| failure.message.as_str());
             match why {
-                Why::Retry => warn!(
-                    job.id,
-                    job.kind = kind,
-                    attempt = job.attempt,
-                    delay_ms,
-                    error,
-                    "job will be retried"
-                ),
+                Why::Retry => warn!(delay_ms, error, "job will be retried"),
                 Why::Grace => warn!(
-                    job.id,
-                    job.kind = kind,
                     graces = envelope.graces,
-                    delay_ms,
-                    "no handler takes this job yet; it waits for a deploy"
+                    delay_ms, "no handler takes this job yet; it waits for a deploy"
                 ),
                 Why::Waits => debug!(
-                    job.id,
-                    job.kind = kind,
                     delay_ms,
                     "put off: another run of the same key is under way, or nobody can tell"
                 ),
-                Why::Deferral => debug!(job.id, job.kind = kind, delay_ms, "job put off"),
+                Why::Deferral => debug!(delay_ms, "job put off"),
                 Why::Suspect => warn!(
-                    job.id,
-                    job.kind = kind,
                     crashes = envelope.crashes,
-                    delay_ms,
-                    "a process died under this job; it will run alone"
+                    delay_ms, "a process died under this job; it will run alone"
                 ),
             }
         }
         Verdict::Dead(letter) => {
             let reason = letter.dead.as_ref().map_or("", |mark| mark.reason.as_str());
             let error = letter.failures.last().map_or("", |failure| failure.message.as_str());
-            error!(
-                job.id,
-                job.kind = kind,
-                attempt = job.attempt,
-                reason,
-                error,
-                "job is a dead letter now"
-            );
+            error!(reason, error, "job is a dead letter now");
         }
-        Verdict::GiveBack => debug!(job.id, job.kind = kind, "job given back"),
+        // It may not have got as far as to have a span.
+        Verdict::GiveBack => debug!(
+            job.id,
+            job.kind = kind(job),
+            queue = job.queue,
+            attempt = job.attempt,
+            "job given back"
+        ),
     }
+    // Last: a log line at the level of errors sets a status of its own.
+    #[cfg(feature = "otel")]
+    otel::end(&Span::current(), verdict);
+}
+
+fn kind(job: &Envelope) -> &str {
+    job.kind.as_deref().unwrap_or("-")
 }

@@ -10,7 +10,9 @@ use std::time::Duration;
 use forebay_worker::{HandlerOptions, Retry};
 use toml::de::DeValue;
 
+use super::built_in;
 use super::section::{Section, as_key};
+use super::server::{self, ServerSettings};
 use super::units::{self, Read, wrong};
 use crate::digest::FileDigest;
 use crate::http;
@@ -32,6 +34,7 @@ pub struct Function {
     /// Its line in the manifest.
     pub line: usize,
     pub(super) queue_at: Range<usize>,
+    pub(super) at: Range<usize>,
 }
 
 /// What runs for a kind.
@@ -49,6 +52,13 @@ pub enum Runs {
         /// The folder it runs in.
         cwd: PathBuf,
     },
+    /// A long-lived program of its own.
+    Serve(ServerSettings),
+    /// The long-lived program of a `[servers.NAME]`.
+    Server {
+        /// Its name.
+        name: String,
+    },
     /// An HTTP endpoint.
     Http {
         /// Where to.
@@ -63,6 +73,31 @@ pub enum Runs {
         /// The folders it may read in.
         roots: Vec<PathBuf>,
     },
+    /// The built-in `email.send`.
+    #[cfg(feature = "email")]
+    Email {
+        /// Everything but the credentials.
+        options: Box<crate::EmailOptions>,
+        /// The user, and the variable that holds the password.
+        login: Option<(String, String)>,
+    },
+    /// The built-in `image.thumbnail`.
+    #[cfg(feature = "image")]
+    Thumbnail {
+        /// Folders and limits.
+        options: crate::ThumbnailOptions,
+    },
+}
+
+impl Runs {
+    /// The retry policy where the manifest says none, if it is another than everybody's.
+    fn retry(&self) -> Option<Retry> {
+        match self {
+            #[cfg(feature = "email")]
+            Self::Email { .. } => Some(crate::Email::RETRY),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for Runs {
@@ -70,11 +105,19 @@ impl fmt::Display for Runs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Exec { command, .. } => write!(f, "exec {}", command[0]),
+            Self::Serve(server) => write!(f, "serve {}", server.command[0]),
+            Self::Server { name } => write!(f, "server {name}"),
             Self::Http { url, .. } => match http::check_url(url) {
                 Ok(url) => write!(f, "POST {}", http::address(&url)),
                 Err(_) => f.write_str("POST"),
             },
             Self::FileDigest { .. } => f.write_str(FileDigest::NAME),
+            #[cfg(feature = "email")]
+            Self::Email { options, .. } => {
+                write!(f, "{} by {}", crate::Email::NAME, options.server())
+            }
+            #[cfg(feature = "image")]
+            Self::Thumbnail { .. } => f.write_str(crate::Thumbnail::NAME),
         }
     }
 }
@@ -104,7 +147,8 @@ impl Function {
         let retry = read_retry(&mut section);
         let runs = read_runs(kind, &mut section, folder);
         let queue_at = queue.as_ref().map_or(section.at.clone(), |queue| queue.span());
-        let line = section.report.line(&section.at);
+        let (line, at) = (section.report.line(&section.at), section.at.clone());
+        let retry = retry.or_else(|| runs.as_ref().and_then(Runs::retry));
         if runs.is_some() {
             section.finish();
         }
@@ -116,6 +160,7 @@ impl Function {
             runs: runs?,
             line,
             queue_at,
+            at,
         })
     }
 }
@@ -130,12 +175,16 @@ fn check_kind(kind: &str, section: &Section<'_, '_>) {
 }
 
 fn read_runs(kind: &str, section: &mut Section<'_, '_>, folder: &Path) -> Option<Runs> {
-    let stated: Vec<_> =
-        ["exec", "http", "use"].into_iter().filter(|key| section.has(key)).collect();
+    let stated: Vec<_> = ["exec", "serve", "server", "http", "use"]
+        .into_iter()
+        .filter(|key| section.has(key))
+        .collect();
     match stated[..] {
         ["exec"] => read_exec(section, folder),
+        ["serve"] => server::read_settings(section, folder).map(Runs::Serve),
+        ["server"] => section.get("server", units::text).map(|name| Runs::Server { name }),
         ["http"] => read_http(section),
-        ["use"] => read_built_in(section, folder),
+        ["use"] => built_in::read(section, folder),
         [] => {
             nothing_runs(kind, section);
             None
@@ -157,13 +206,30 @@ fn nothing_runs(kind: &str, section: &Section<'_, '_>) {
         ),
         None => section.fault(
             format!("{} does not say what runs", section.name),
-            r#"add exec = ["program", "argument"], http = "http://…" or use = "file.digest""#,
+            r#"add exec = ["program", "argument"], serve = ["program", "argument"], http = "http://…" or use = "file.digest""#,
         ),
     }
 }
 
 fn read_exec(section: &mut Section<'_, '_>, folder: &Path) -> Option<Runs> {
-    let command = section.get("exec", |value| {
+    let Program { command, env, pass_env, cwd } = read_program("exec", section, folder)?;
+    Some(Runs::Exec { command, env, pass_env, cwd })
+}
+
+/// A program with its surroundings.
+pub(super) struct Program {
+    pub(super) command: Vec<String>,
+    pub(super) env: BTreeMap<String, String>,
+    pub(super) pass_env: Vec<String>,
+    pub(super) cwd: PathBuf,
+}
+
+pub(super) fn read_program(
+    key: &'static str,
+    section: &mut Section<'_, '_>,
+    folder: &Path,
+) -> Option<Program> {
+    let command = section.get(key, |value| {
         let command = units::texts(value)?;
         if command[0].is_empty() {
             return Err(wrong("names no program", "begin the list with the program"));
@@ -185,7 +251,7 @@ fn read_exec(section: &mut Section<'_, '_>, folder: &Path) -> Option<Runs> {
     if command[0].contains('/') {
         command[0] = folder.join(&command[0]).to_string_lossy().into_owned();
     }
-    Some(Runs::Exec {
+    Some(Program {
         command,
         env: env.unwrap_or_default(),
         pass_env: pass_env.unwrap_or_default(),
@@ -193,13 +259,13 @@ fn read_exec(section: &mut Section<'_, '_>, folder: &Path) -> Option<Runs> {
     })
 }
 
-fn check_variable(name: &str) -> Read<()> {
+pub(super) fn check_variable(name: &str) -> Read<()> {
     if name.is_empty() || name.contains(['=', '\0']) {
         let remedy = "use a name without `=`";
         return Err(wrong(format!("has {name:?}, which cannot name a variable"), remedy));
     }
-    if name.starts_with("FOREBAY_JOB_") {
-        let remedy = "choose another name: FOREBAY_JOB_… tells the program about its job";
+    if name.starts_with("FOREBAY_JOB_") || name.starts_with("FOREBAY_SERVE_") {
+        let remedy = "choose another name: FOREBAY_JOB_… and FOREBAY_SERVE_… are ours to set";
         return Err(wrong(format!("sets `{name}`"), remedy));
     }
     Ok(())
@@ -231,27 +297,6 @@ fn read_http(section: &mut Section<'_, '_>) -> Option<Runs> {
         "put it into an environment variable and name that: secret_env = \"WEBHOOK_SECRET\"",
     );
     Some(Runs::Http { url: url?, headers: headers.unwrap_or_default(), secret_env })
-}
-
-fn read_built_in(section: &mut Section<'_, '_>, folder: &Path) -> Option<Runs> {
-    let known = section.get("use", |value| {
-        let name = units::text(value)?;
-        if name != FileDigest::NAME {
-            let remedy = format!("the built-in functions are: \"{}\"", FileDigest::NAME);
-            return Err(wrong(format!("names {name:?}, which is not built in"), remedy));
-        }
-        Ok(())
-    });
-    if known.is_some() && !section.has("roots") {
-        section.fault(
-            format!("{} may read nowhere", section.name),
-            "name the folders whose files a job may ask for: roots = [\"/srv/files\"]",
-        );
-    }
-    let roots = section.get("roots", units::texts);
-    known?;
-    let roots = roots?.into_iter().map(|root| folder.join(root)).collect();
-    Some(Runs::FileDigest { roots })
 }
 
 fn read_retry(section: &mut Section<'_, '_>) -> Option<Retry> {

@@ -4,7 +4,18 @@
 
 mod check;
 mod digest;
+#[cfg(feature = "email")]
+mod email;
 mod exec;
 mod http;
+mod logs;
+mod operation;
+#[cfg(feature = "otel")]
+mod otel;
+mod serve;
 mod shutdown;
+#[cfg(feature = "email")]
+mod smtp;
 mod support;
+#[cfg(feature = "image")]
+mod thumbnail;

@@ -60,6 +60,7 @@ async fn a_second_signal_ends_the_job_and_gives_it_back() {
     let (status, summary) = run.ended().await;
     assert_eq!(status.code(), Some(1), "{summary}");
     assert!(summary.starts_with("done 0, "), "{summary}");
+    assert!(summary.contains("given back 1, "), "{summary}");
     gone(&pids).await;
 
     fs::remove_file(site.file("pids")).unwrap();

@@ -15,7 +15,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::time;
 
@@ -50,7 +51,11 @@ pub(crate) struct Run {
 
 impl Site {
     pub(crate) async fn new(manifest: &str) -> Self {
-        let broker = broker().await;
+        Self::on(broker().await, manifest)
+    }
+
+    /// A site on a broker of its own.
+    pub(crate) fn on(broker: Broker, manifest: &str) -> Self {
         let producer = Producer::new(&broker.config());
         let folder = TempDir::new().unwrap();
         fs::write(folder.path().join("forebay.toml"), manifest).unwrap();
@@ -88,7 +93,11 @@ impl Site {
             .current_dir(self.folder.path())
             .env("AMQP_URL", self.broker.url())
             .env("FOREBAY_NAMESPACE", self.broker.namespace())
+            // The default address belongs to one of all that run here.
+            .env("FOREBAY_LISTEN", "127.0.0.1:0")
             .env_remove("RUST_LOG")
+            .env_remove("FOREBAY_LOG_FORMAT")
+            .env_remove("OTEL_EXPORTER_OTLP_ENDPOINT")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -172,6 +181,54 @@ impl Run {
         found.unwrap()
     }
 
+    /// Where it answers.
+    pub(crate) async fn address(&self) -> String {
+        let line = self.logged("where it answers", |line| {
+            line["message"] == "answering /livez, /readyz, /metrics and /scale"
+        });
+        line.await["address"].as_str().unwrap().to_owned()
+    }
+
+    /// One of its pages: status and text.
+    pub(crate) async fn page(&self, path: &str) -> (u16, String) {
+        let (status, _, body) = self.ask("GET", path, "").await;
+        (status, body)
+    }
+
+    /// Status, head and body of an answer.
+    pub(crate) async fn ask(
+        &self,
+        method: &str,
+        path: &str,
+        header: &str,
+    ) -> (u16, String, String) {
+        let mut stream = TcpStream::connect(self.address().await).await.unwrap();
+        let question = format!("{method} {path} HTTP/1.1\r\nHost: x\r\n{header}\r\n");
+        stream.write_all(question.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, head.to_ascii_lowercase(), body.to_owned())
+    }
+
+    /// Waits until a page has this status and holds these words.
+    pub(crate) async fn says(&self, path: &str, status: u16, words: &str) -> String {
+        let mut page = (0, String::new());
+        let ask = async {
+            loop {
+                page = self.page(path).await;
+                if page.0 == status && page.1.contains(words) {
+                    break;
+                }
+                time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let asked = time::timeout(PATIENCE, ask).await;
+        assert!(asked.is_ok(), "{path} does not say {status} {words}: {page:?}\n{:#?}", self.log());
+        page.1
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         kill_process(self.pid, signal).unwrap();
     }
@@ -188,6 +245,16 @@ impl Run {
             Ok(status) => (status, text),
             Err(_) => panic!("it does not end\n{:#?}", self.log()),
         }
+    }
+
+    /// Waits for its end, which must be a good one, and returns all it has logged.
+    pub(crate) async fn log_to_the_end(self) -> Vec<Value> {
+        let log = Arc::clone(&self.log);
+        let (status, summary) = self.ended().await;
+        assert_eq!(status.code(), Some(0), "{summary}");
+        // The task that reads it drops its share at the end.
+        eventually("the log is read", async || Arc::strong_count(&log) == 1).await;
+        log.lock().unwrap().clone()
     }
 
     /// Ends it in good order.

@@ -19,6 +19,7 @@ use super::io;
 use super::transition::{Action, Event, Phase, State};
 use crate::config::{Config, address};
 use crate::error::ConnectError;
+use crate::telemetry::ConnectionMeter;
 
 const CONNECT_DEADLINE: Duration = Duration::from_secs(15);
 const CHANNEL_DEADLINE: Duration = Duration::from_secs(10);
@@ -78,6 +79,7 @@ impl Link {
             began: Instant::now(),
             tell,
             stop: stop.clone(),
+            meter: ConnectionMeter::new(role),
         };
         io::handle().spawn(supervisor.run());
         Self { shared: Arc::new(Shared { broker: config.broker(), status, stop }) }
@@ -194,10 +196,11 @@ struct Supervisor {
     began: Instant,
     tell: watch::Sender<Status>,
     stop: CancellationToken,
+    meter: ConnectionMeter,
 }
 
 impl Supervisor {
-    async fn run(self) {
+    async fn run(mut self) {
         let mut state = State::new(self.config.patience);
         let mut event = Event::Begin;
         let mut connection = None;
@@ -320,7 +323,9 @@ impl Supervisor {
         Event::Lost(fault, self.began.elapsed())
     }
 
-    fn publish(&self, state: &State, connection: &Option<Arc<Connection>>) {
+    fn publish(&mut self, state: &State, connection: &Option<Arc<Connection>>) {
+        let blocked = matches!(state.phase, Phase::Blocked { .. });
+        self.meter.note(connection.is_some(), blocked, state.generation);
         self.tell.send_modify(|status| {
             if connection.is_some() {
                 status.last_fault = None;

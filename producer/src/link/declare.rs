@@ -214,19 +214,15 @@ async fn declare(
         match declaration {
             Declaration::Exchange { name, kind, arguments } => {
                 let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
-                let kind = match *kind {
-                    "topic" => ExchangeKind::Topic,
-                    "fanout" => ExchangeKind::Fanout,
-                    _ => ExchangeKind::Direct,
-                };
-                let arguments = table(arguments);
-                channel.exchange_declare(name.as_str().into(), kind, options, arguments).await
+                let arguments = table(arguments.iter().map(|(name, value)| (*name, value)));
+                let (name, kind) = (name.as_str().into(), exchange_kind(kind));
+                channel.exchange_declare(name, kind, options, arguments).await
             }
             Declaration::Queue { name, arguments } => {
                 let options = QueueDeclareOptions { durable: true, ..Default::default() };
-                let declared =
-                    channel.queue_declare(name.as_str().into(), options, table(arguments)).await;
-                declared.map(|_| ())
+                let arguments = table(arguments.iter().map(|(name, value)| (*name, value)));
+                let declared = channel.queue_declare(name.as_str().into(), options, arguments);
+                declared.await.map(|_| ())
             }
             Declaration::Binding { from, to: Target::Queue(queue), key } => {
                 let (queue, from, key) =
@@ -245,14 +241,22 @@ async fn declare(
     answered(patience(deadline), act).await
 }
 
-fn table(arguments: &[(&'static str, Argument)]) -> FieldTable {
+pub(super) fn exchange_kind(kind: &str) -> ExchangeKind {
+    match kind {
+        "topic" => ExchangeKind::Topic,
+        "fanout" => ExchangeKind::Fanout,
+        _ => ExchangeKind::Direct,
+    }
+}
+
+pub(super) fn table<'a>(arguments: impl Iterator<Item = (&'a str, &'a Argument)>) -> FieldTable {
     let mut table = FieldTable::default();
     for (name, value) in arguments {
         let value = match value {
             Argument::Text(text) => AMQPValue::LongString(text.as_str().into()),
             Argument::Number(number) => AMQPValue::LongLongInt(*number),
         };
-        table.insert((*name).into(), value);
+        table.insert(name.into(), value);
     }
     table
 }

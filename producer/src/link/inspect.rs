@@ -35,6 +35,11 @@ impl Inspector {
         Self { link: Link::open(config, "inspect"), config: config.clone() }
     }
 
+    /// Looks through a connection that is there already; each look has a channel of its own.
+    pub fn on(link: Link, config: &Config) -> Self {
+        Self { link, config: config.clone() }
+    }
+
     /// One queue by its full name on the broker; `None` if it is not there.
     ///
     /// # Errors

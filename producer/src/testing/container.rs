@@ -17,12 +17,14 @@ use crate::link::connection::Link;
 /// The image that tests run on; `docker/rabbitmq/obtain.sh` reads the same file.
 const IMAGE: &str = include_str!("../rabbitmq-image");
 const AMQP: u16 = 5672;
+const MANAGEMENT: u16 = 15672;
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A broker for one test alone, that may be restarted, killed and configured.
 pub struct OwnBroker {
     container: ContainerAsync<GenericImage>,
     url: String,
+    management: u16,
 }
 
 /// Starts a broker that no other test sees. `settings` are lines of `rabbitmq.conf`.
@@ -31,14 +33,16 @@ pub struct OwnBroker {
 /// When there is no Docker engine, or the broker does not start: with the reason and the remedy.
 pub async fn broker_of_its_own(settings: &str) -> OwnBroker {
     // A container that is started again would get another mapped port: choose a fixed one.
-    let port = free_port();
-    let mut request = image("own").with_mapped_port(port, ContainerPort::Tcp(AMQP));
+    let (port, management) = (free_port(), free_port());
+    let mut request = image("own")
+        .with_mapped_port(port, ContainerPort::Tcp(AMQP))
+        .with_mapped_port(management, ContainerPort::Tcp(MANAGEMENT));
     if !settings.is_empty() {
         let file = format!("{settings}\n").into_bytes();
         request = request.with_copy_to("/etc/rabbitmq/conf.d/90-test.conf", file);
     }
     let container = request.start().await.unwrap_or_else(|error| give_up(&error));
-    let own = OwnBroker { container, url: url(port) };
+    let own = OwnBroker { container, url: url(port), management };
     answers(&own.url).await;
     own
 }
@@ -47,6 +51,11 @@ impl OwnBroker {
     /// The broker's URL; the same after a restart.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// The URL of its management API, which answers some seconds later than the broker.
+    pub fn management_url(&self) -> String {
+        format!("http://guest:guest@127.0.0.1:{}", self.management)
     }
 
     /// A random namespace on it.

@@ -14,6 +14,7 @@ use super::delay::queue_of_routing_key;
 use super::failure::{Failure, Reason, bounded};
 use super::headers;
 use super::topology::check_queue_name;
+use super::trace::{TRACEPARENT, TRACESTATE, TraceContext};
 
 pub(crate) const JSON: &str = "application/json";
 
@@ -364,6 +365,27 @@ impl Envelope {
     /// A header of the sender's own as text: strings, numbers and booleans.
     pub fn header(&self, name: &str) -> Option<String> {
         self.foreign.inner().get(name).and_then(headers::text)
+    }
+
+    /// The trace that the job belongs to; none if its headers name none, or none that can be read.
+    pub fn trace(&self) -> Option<TraceContext> {
+        let trace = TraceContext::parse(&self.header(TRACEPARENT)?).ok()?;
+        Some(match self.header(TRACESTATE) {
+            Some(state) => trace.with_state(&state),
+            None => trace,
+        })
+    }
+
+    /// Makes the job part of a trace, and of no other.
+    pub fn set_trace(&mut self, trace: &TraceContext) {
+        let text = |text: &str| AMQPValue::LongString(text.as_bytes().into());
+        if self.foreign.contains_key(TRACESTATE) {
+            self.foreign = headers::without(&self.foreign, TRACESTATE);
+        }
+        self.foreign.insert(TRACEPARENT.into(), text(trace.traceparent()));
+        if let Some(state) = trace.tracestate() {
+            self.foreign.insert(TRACESTATE.into(), text(state));
+        }
     }
 
     /// All headers of the sender's own as JSON, `traceparent` among them.

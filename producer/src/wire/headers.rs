@@ -31,6 +31,11 @@ pub(crate) fn travelling(table: &FieldTable, ours: &[&str]) -> FieldTable {
         .into()
 }
 
+/// The table without one of its headers.
+pub(crate) fn without(table: &FieldTable, unwanted: &str) -> FieldTable {
+    travelling(table, &[unwanted])
+}
+
 fn is_brokers(name: &str) -> bool {
     name.starts_with("x-") || name == "CC" || name == "BCC"
 }

@@ -177,6 +177,11 @@ impl Topology {
         self.named("unrouted")
     }
 
+    /// An exchange that is never there, for questions that can only be refused.
+    pub fn nowhere(&self) -> String {
+        self.named("nowhere!")
+    }
+
     /// The job queue's name on the broker.
     pub fn queue(&self, queue: &str) -> String {
         self.named(queue)

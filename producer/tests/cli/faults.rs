@@ -99,6 +99,10 @@ async fn help_is_there_for_every_verb_and_shows_no_password() {
         &["topology"],
         &["topology", "show"],
         &["topology", "apply"],
+        &["topology", "delete"],
+        &["doctor"],
+        &["completions"],
+        &["man"],
     ] {
         let ran = forebay(&broker, &[verb, &["--help"]].concat()).succeed().await;
         assert!(ran.out.contains("Examples:\n  forebay "), "{verb:?}: {}", ran.out);

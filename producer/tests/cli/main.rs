@@ -2,10 +2,12 @@
 //! In: arguments and standard input. Out: exit code, stdout and stderr, as a shell sees them.
 
 mod dead;
+mod doctor;
 mod faults;
 mod handover;
 #[cfg(unix)]
 mod interrupted;
+mod manual;
 mod publish;
 mod queues;
 mod topology;
@@ -52,6 +54,7 @@ fn somewhere(url: &str, arguments: &[&str]) -> Call {
     for variable in ["NAMESPACE", "DECLARE", "STRICT_TOPOLOGY", "MANAGEMENT_URL"] {
         command.env_remove(format!("FOREBAY_{variable}"));
     }
+    command.env_remove("TRACEPARENT").env_remove("TRACESTATE");
     Call { command, input: Vec::new(), directory }
 }
 

@@ -1,5 +1,11 @@
 //! `forebay publish`.
 
+use forebay_producer::Envelope;
+use forebay_producer::link::after;
+use forebay_producer::link::connection::Link;
+use forebay_producer::testing::Broker;
+use forebay_producer::wire::envelope::Raw;
+use lapin::options::BasicGetOptions;
 use serde_json::json;
 
 use super::{broker, forebay, ready, somewhere};
@@ -152,4 +158,56 @@ async fn a_job_without_a_queue_is_not_published_where_nothing_may_be_declared() 
     let call = forebay(&broker, &["publish", "a.b", "--jsonl", "-"]);
     let ran = call.input("1\n2\n").env("FOREBAY_DECLARE", "never").run().await;
     ran.failed(1, &["no queue is bound for `default`", "--from-line 1"]);
+}
+
+#[tokio::test]
+async fn a_job_belongs_to_the_trace_of_the_flag_or_of_the_environment() {
+    let broker = broker().await;
+    let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let other = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let publish = ["publish", "email.send", "{}"];
+    let told = |call: super::Call| call.env("TRACEPARENT", parent).env("TRACESTATE", "a=1");
+
+    told(forebay(&broker, &publish)).succeed().await;
+    assert_eq!(trace_of_next(&broker).await, Some((parent.to_owned(), Some("a=1".to_owned()))));
+    let flag = [&publish[..], &["--traceparent", other]].concat();
+    told(forebay(&broker, &flag)).succeed().await;
+    assert_eq!(trace_of_next(&broker).await, Some((other.to_owned(), None)));
+    forebay(&broker, &publish).succeed().await;
+    assert_eq!(trace_of_next(&broker).await, None);
+}
+
+#[tokio::test]
+async fn a_broken_trace_is_refused_as_a_flag_and_left_out_as_a_variable() {
+    let broker = broker().await;
+    let ran = forebay(&broker, &["publish", "email.send", "{}"]).env("TRACEPARENT", "00-aa-01");
+    let ran = ran.succeed().await;
+    assert!(
+        ran.err.contains("the variable TRACEPARENT is left out: `00-aa-01` is no traceparent"),
+        "{}",
+        ran.err
+    );
+    assert_eq!(trace_of_next(&broker).await, None);
+    let ran = somewhere(NOWHERE, &["publish", "email.send", "{}", "--traceparent", "00-aa-01"]);
+    ran.run().await.failed(2, &["--traceparent", "it is shorter"]);
+}
+
+/// Takes the next job off queue `default`; its traceparent and tracestate.
+async fn trace_of_next(broker: &Broker) -> Option<(String, Option<String>)> {
+    let config = broker.config();
+    let link = Link::open(&config, "look");
+    let channel = link.channel(after(super::PATIENCE)).await.expect("a channel").channel;
+    let queue = config.topology().queue("default");
+    let options = BasicGetOptions { no_ack: true };
+    let got = channel.basic_get(queue.as_str().into(), options).await.expect("an answer");
+    let got = got.expect("a job");
+    link.close().await;
+    let job = Envelope::decode(Raw {
+        properties: &got.delivery.properties,
+        routing_key: got.delivery.routing_key.as_str(),
+        redelivered: false,
+        payload: got.delivery.data.into(),
+    });
+    let trace = job.trace()?;
+    Some((trace.traceparent().to_owned(), trace.tracestate().map(str::to_owned)))
 }

@@ -2,6 +2,7 @@
 
 use std::process::Stdio;
 
+use forebay_producer::testing::Broker;
 use serde_json::{Value, json};
 
 use super::{broker, forebay, somewhere};
@@ -63,6 +64,66 @@ async fn other_arguments_are_a_warning_or_with_strict_topology_an_error() {
     let call = forebay(&broker, &["publish", "a.b", "{}", "--queue", "mail", "--delay", "1s"]);
     let ran = call.env("FOREBAY_STRICT_TOPOLOGY", "true").run().await;
     ran.failed(2, &["inequivalent arg 'x-"]);
+}
+
+/// `mail` with one job and nothing else.
+async fn one_job(broker: &Broker) {
+    broker.owns("mail");
+    forebay(broker, &["publish", "a.b", "{}", "--queue", "mail"]).succeed().await;
+}
+
+async fn queues(broker: &Broker) -> Value {
+    forebay(broker, &["queues", "--queue", "mail"]).json().await["queues"][0].clone()
+}
+
+#[tokio::test]
+async fn a_queue_that_holds_jobs_is_not_deleted_and_stays_bound() {
+    let broker = broker().await;
+    one_job(&broker).await;
+    let delete = ["topology", "delete", "--queue", "mail"];
+    let ran = forebay(&broker, &delete).run().await;
+    ran.failed(1, &["nothing was deleted", ".mail` (1 message, 0 consumers)", "--force"]);
+    let call = forebay(&broker, &["publish", "a.b", "{}", "--queue", "mail"]);
+    call.env("FOREBAY_DECLARE", "never").succeed().await;
+    assert_eq!(queues(&broker).await["ready"], 2);
+
+    let force = [&delete[..], &["--force"]].concat();
+    forebay(&broker, &force).run().await.failed(2, &["--yes", "2 messages"]);
+    assert_eq!(queues(&broker).await["ready"], 2);
+}
+
+#[tokio::test]
+async fn what_is_forced_is_gone_with_its_jobs_and_a_dry_run_only_tells() {
+    let broker = broker().await;
+    one_job(&broker).await;
+    let force = ["topology", "delete", "--queue", "mail", "--force", "--yes"];
+    let dry = forebay(&broker, &[&force[..], &["--dry-run"]].concat()).json().await;
+    assert_eq!((&dry["deleted"], &dry["queues"][0]["messages"]), (&json!(false), &json!(1)));
+    assert_eq!(queues(&broker).await["ready"], 1);
+    let ran = forebay(&broker, &force).succeed().await;
+    assert!(ran.out.contains("2 queues, 0 exchanges, 1 message deleted"), "{}", ran.out);
+    assert_eq!(queues(&broker).await["exists"], false);
+}
+
+#[tokio::test]
+async fn the_whole_namespace_can_be_deleted_and_declared_again() {
+    let broker = broker().await;
+    broker.owns("mail");
+    let apply = ["topology", "apply", "--queue", "mail", "--delays", "0.2s"];
+    let manifest = "[queues.mail]";
+    forebay(&broker, &apply).succeed().await;
+    let all = ["topology", "delete", "--all"];
+    let gone = forebay(&broker, &all).manifest(manifest).json().await;
+    assert_eq!(gone["queues"].as_array().map(Vec::len), Some(5), "{gone}");
+    let again = forebay(&broker, &apply).json().await;
+    assert_eq!(again["declared"].as_array().map(Vec::len), Some(5), "{again}");
+}
+
+#[tokio::test]
+async fn names_of_others_are_left_alone() {
+    let delete = ["topology", "delete", "--name", "audit"];
+    somewhere(NOWHERE, &delete).run().await.failed(2, &["`audit`", "left alone"]);
+    somewhere(NOWHERE, &["topology", "delete"]).run().await.failed(2, &["--queue", "--all"]);
 }
 
 #[tokio::test]

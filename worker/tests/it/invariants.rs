@@ -232,8 +232,11 @@ fn invariant_8_libraries_touch_neither_argv_nor_signals() {
 fn invariant_9_nothing_takes_from_a_job_queue_to_look() {
     // The worker consumes job queues; dead letters and answers are queues of their own.
     let consuming = files_with(&["basic_consume("]);
-    let allowed = ["producer/src/call.rs", "producer/src/link/dead.rs", "worker/src/consumer.rs"];
-    assert_eq!(consuming, allowed);
+    let rooms = ["producer/src/call", "producer/src/link/dead", "producer/src/link/examine"];
+    let allowed = [&rooms[..], &["worker/src/consumer"]].concat();
+    assert_eq!(consuming, allowed.iter().map(|room| format!("{room}.rs")).collect::<Vec<_>>());
+    // `examine` asks for a consumer whose priority is no number: it is refused before it is made.
+    assert_eq!(files_with(&["\"x-priority\".into()"]), ["producer/src/link/examine.rs"]);
     assert_eq!(files_with(&["basic_get("]), ["producer/src/link/dead.rs"]);
     let dead = fs::read_to_string(
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../producer/src/link/dead.rs"),

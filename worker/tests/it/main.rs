@@ -11,6 +11,8 @@ mod idempotency;
 mod invariants;
 mod places;
 mod settlement;
+mod status;
 mod stores;
 mod supervision;
 mod support;
+mod traces;

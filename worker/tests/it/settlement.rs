@@ -5,8 +5,8 @@ use std::time::Duration;
 use forebay_producer::wire::envelope::now_ms;
 use forebay_producer::{Destination, Envelope, Producer};
 use forebay_worker::{
-    CallError, Context, HandlerOptions, Job, JobError, JobResult, PublishOptions, QueueOptions,
-    Retry, Worker, WorkerBuilder,
+    CallError, Context, HandlerOptions, Job, JobError, JobResult, Output, PublishOptions,
+    QueueOptions, Retry, Worker, WorkerBuilder,
 };
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -329,6 +329,31 @@ async fn a_blocking_handler_runs_beside_the_async_ones_and_its_panic_is_caught()
     let letter = bench.dead("default", 1).await.remove(0);
     assert_eq!(letter.reason, "panic");
     assert!(letter.envelope.failures[0].message.contains("unlucky"));
+}
+
+#[tokio::test]
+async fn a_blocking_handler_of_a_kind_known_at_run_time_is_held_to_the_same() {
+    let notes = Notes::default();
+    let handler = |payload: bytes::Bytes, cx: Context<Notes>| {
+        cx.state().add(format!("begins {}", cx.id()));
+        assert_ne!(&payload[..], br#"{"n":13}"#, "unlucky");
+        // Runs on long after its timeout.
+        std::thread::sleep(Duration::from_secs(2));
+        cx.state().add("ends");
+        Ok(Output::none())
+    };
+    let one = quick(1).timeout(Duration::from_millis(500)).concurrency(1);
+    let bench = Bench::start(on_default(&notes).handle_raw_blocking("work.do", one, handler)).await;
+    let slow = bench.producer.publish(&work(1)).await.unwrap().id;
+    notes.wait_for(1).await;
+    let unlucky = bench.producer.publish(&work(13)).await.unwrap().id;
+    let begins = |id: &str| format!("begins {id}");
+    assert_eq!(notes.wait_for(3).await, [begins(&slow), "ends".to_owned(), begins(&unlucky)]);
+    let mut letters = bench.dead("default", 2).await;
+    letters.sort_by_key(|letter| letter.reason.to_string());
+    assert_eq!(letters[0].reason, "panic");
+    assert!(letters[0].envelope.failures[0].message.contains("unlucky"));
+    assert_eq!(letters[1].reason, "timeout");
 }
 
 #[tokio::test]

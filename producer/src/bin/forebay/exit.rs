@@ -5,6 +5,7 @@
 use std::error::Error;
 use std::process::ExitCode;
 
+use forebay_producer::link::fault::Fault;
 use forebay_producer::{
     ConfigError, ConnectError, DeadError, DelayTooLong, InvalidName, PublishError, TopologyError,
 };
@@ -20,6 +21,10 @@ const BROKER: u8 = 3;
 pub(crate) enum Exit {
     Fine,
     Failed,
+    /// Settings or manifest.
+    Unusable,
+    /// The broker does not answer, or refuses us.
+    Refused,
 }
 
 /// Reasons of the program's own to stop.
@@ -41,6 +46,8 @@ pub(crate) fn code(ended: anyhow::Result<Exit>) -> ExitCode {
     let error = match ended {
         Ok(Exit::Fine) => return ExitCode::SUCCESS,
         Ok(Exit::Failed) => return ExitCode::from(FAILED),
+        Ok(Exit::Unusable) => return ExitCode::from(USAGE),
+        Ok(Exit::Refused) => return ExitCode::from(BROKER),
         Err(error) => error,
     };
     if let Some(Stop::ClosedPipe) = error.downcast_ref() {
@@ -79,7 +86,7 @@ fn decided_by(cause: &(dyn Error + 'static)) -> Option<u8> {
     if cause.is::<ConfigError>() || cause.is::<InvalidName>() || cause.is::<DelayTooLong>() {
         return Some(USAGE);
     }
-    if cause.is::<ConnectError>() {
+    if cause.is::<ConnectError>() || cause.is::<Fault>() {
         return Some(BROKER);
     }
     if let Some(error) = cause.downcast_ref() {

@@ -1,15 +1,18 @@
 //! The flags that every verb takes, and what becomes of them.
 //! In: flags, environment, `forebay.toml`, in this order of precedence. Out: a [`Session`].
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, ValueEnum};
 use forebay_producer::{Config, Declare, Producer};
 use serde::Deserialize;
 use tokio::time;
 
 use crate::manifest::Manifest;
+use crate::screen::quoted;
 use crate::{moment, screen};
 
 /// Flags that every verb takes.
@@ -73,9 +76,23 @@ pub(crate) struct Globals {
     )]
     pub(crate) strict_topology: Option<bool>,
 
+    /// The management API: http://user:password@host:15672 [default: none]
+    #[arg(
+        long,
+        global = true,
+        env = "FOREBAY_MANAGEMENT_URL",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
+    management_url: Option<String>,
+
     /// Log to stderr what goes on
     #[arg(short, long, global = true)]
     pub(crate) verbose: bool,
+
+    /// Where each value comes from, by the flag's name.
+    #[arg(skip)]
+    origins: BTreeMap<String, ValueSource>,
 }
 
 /// How results are printed: for people or for programs.
@@ -101,8 +118,8 @@ pub(crate) struct Session {
     pub(crate) manifest: Manifest,
     pub(crate) format: Format,
     pub(crate) timeout: Duration,
-    /// As given; it holds credentials and is never shown.
-    pub(crate) url: Option<String>,
+    /// The management API's URL; it holds credentials and is never shown.
+    pub(crate) management: Option<String>,
 }
 
 impl Globals {
@@ -115,6 +132,42 @@ impl Globals {
     pub(crate) fn namespace(&self) -> Option<String> {
         self.namespace.clone().filter(|namespace| !namespace.is_empty())
     }
+
+    /// Remembers where each value comes from.
+    pub(crate) fn note_origins(&mut self, matches: &ArgMatches) {
+        for id in matches.ids() {
+            if let Some(source) = matches.value_source(id.as_str()) {
+                self.origins.insert(id.to_string(), source);
+            }
+        }
+    }
+
+    /// Where a value comes from, in words; `None` if it was not given.
+    pub(crate) fn origin(&self, id: &str) -> Option<&'static str> {
+        match self.origins.get(id)? {
+            ValueSource::CommandLine => Some("from a flag"),
+            ValueSource::EnvVariable => Some("from the environment"),
+            _ => None,
+        }
+    }
+
+    /// The flags that a further command must have to mean the same broker and namespace. The URL
+    /// is not among them: it holds a password.
+    pub(crate) fn repeated(&self) -> String {
+        let flag = |id: &str| self.origins.get(id) == Some(&ValueSource::CommandLine);
+        let mut flags = String::new();
+        if let Some(file) = self.config.as_ref().filter(|_| flag("config")) {
+            flags += &format!(" --config {}", quoted(&file.display().to_string()));
+        }
+        if let Some(namespace) = self.namespace().filter(|_| flag("namespace")) {
+            flags += &format!(" --namespace {namespace}");
+        }
+        if flag("url") {
+            flags += " --url \"$AMQP_URL\"";
+        }
+        flags
+    }
+
     /// Reads the manifest and puts everything together.
     pub(crate) fn session(&self) -> anyhow::Result<Session> {
         let manifest = Manifest::find(self.config.as_deref())?;
@@ -137,7 +190,9 @@ impl Globals {
             .publish_deadline(self.timeout)
             // Whoever sits before the screen mends a password sooner than we try it again.
             .access_patience(Duration::ZERO);
-        Ok(Session { config, manifest, format: self.output, timeout: self.timeout, url })
+        let management = self.management_url.clone().filter(|url| !url.is_empty());
+        let (format, timeout) = (self.output, self.timeout);
+        Ok(Session { config, manifest, format, timeout, management })
     }
 }
 

@@ -6,7 +6,7 @@ use std::env;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Output, Stdio};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -92,8 +92,7 @@ pub(crate) fn asked(command_line: impl IntoIterator<Item = OsString>) -> Option<
 
 /// Becomes the other program.
 pub(crate) fn run(asked: &Handover) -> anyhow::Result<Infallible> {
-    let path = beside_us(asked.program).unwrap_or_else(|| asked.program.into());
-    let mut command = Command::new(path);
+    let mut command = Command::new(path(asked.program));
     command
         .args(&asked.arguments)
         .envs(asked.environment.iter().map(|(name, value)| (name, value)));
@@ -111,9 +110,19 @@ pub(crate) fn run(asked: &Handover) -> anyhow::Result<Infallible> {
     Err(Stop::Usage(why).into())
 }
 
+/// Runs another program of ours and waits for what it says.
+pub(crate) fn ask(program: &str, arguments: &[impl AsRef<OsStr>]) -> io::Result<Output> {
+    Command::new(path(program)).args(arguments).stdin(Stdio::null()).output()
+}
+
 /// The verb came where only the full parser sees it.
 pub(crate) fn not_understood() -> anyhow::Error {
     Stop::Usage("put `run` directly behind the global options".to_owned()).into()
+}
+
+/// Beside us, else left to PATH.
+fn path(program: &str) -> PathBuf {
+    beside_us(program).unwrap_or_else(|| program.into())
 }
 
 fn beside_us(program: &str) -> Option<PathBuf> {

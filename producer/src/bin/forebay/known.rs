@@ -1,9 +1,7 @@
 //! Which queues there are: AMQP has no way to ask.
 //! In: flags, the manifest, the management API. Out: names, and where they come from.
 
-use std::env;
-
-use forebay_producer::check_queue_name;
+use forebay_producer::{InvalidName, check_queue_name};
 
 use crate::exit;
 use crate::globals::Session;
@@ -22,10 +20,18 @@ pub(crate) struct Known {
 
 /// The queues named by flags and nothing else, if there are any; else all that are known.
 pub(crate) async fn queues(named: &[String], session: &Session) -> anyhow::Result<Known> {
-    for name in named {
-        check_queue_name(name)?;
-    }
-    let overview = overview(session).await?;
+    // Before anybody is asked.
+    named.iter().try_for_each(|name| check_queue_name(name))?;
+    Ok(of(named, session, overview(session).await?)?)
+}
+
+/// The same, where somebody has asked the management API already.
+pub(crate) fn of(
+    named: &[String],
+    session: &Session,
+    overview: Option<Overview>,
+) -> Result<Known, InvalidName> {
+    named.iter().try_for_each(|name| check_queue_name(name))?;
     let managed = overview
         .as_ref()
         .map(|overview| management::job_queues(overview, session.config.topology()));
@@ -48,11 +54,10 @@ impl Known {
 
 /// A wrong setting is an error; an API that does not answer is not, we can do without.
 async fn overview(session: &Session) -> anyhow::Result<Option<Overview>> {
-    let Ok(url) = env::var(MANAGEMENT) else {
+    let Some(url) = &session.management else {
         return Ok(None);
     };
-    let vhost = management::vhost(session.url.as_deref());
-    match management::overview(&url, &vhost, session.timeout).await {
+    match management::overview(url, session.config.vhost(), session.timeout).await {
         Ok(overview) => Ok(Some(overview)),
         Err(error) if error.is::<exit::Stop>() => Err(error),
         Err(error) => {

@@ -3,13 +3,16 @@
 //! each verb has a file of its own, this one only parses and dispatches.
 
 mod bulk;
+mod completions;
 mod dead;
+mod doctor;
 mod exit;
 mod globals;
 mod handover;
 mod known;
 mod ledger;
 mod lines;
+mod man;
 mod management;
 mod manifest;
 mod moment;
@@ -21,7 +24,7 @@ mod topology;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use exit::Exit;
 use globals::Globals;
@@ -33,6 +36,7 @@ Examples:
   forebay queues --watch
   forebay dead ls --queue mail
   forebay topology apply --queue mail
+  forebay doctor
 
 Settings: flags come before the environment (AMQP_URL, FOREBAY_NAMESPACE, FOREBAY_DECLARE,
 FOREBAY_STRICT_TOPOLOGY, FOREBAY_MANAGEMENT_URL), the environment before forebay.toml.
@@ -60,7 +64,10 @@ enum Verb {
     Queues(queues::Queues),
     Dead(dead::Dead),
     Topology(topology::Topology),
+    Doctor(doctor::Doctor),
     Run(handover::Run),
+    Completions(completions::Completions),
+    Man(man::Manual),
 }
 
 fn main() -> ExitCode {
@@ -68,19 +75,31 @@ fn main() -> ExitCode {
     if let Some(asked) = handover::asked(std::env::args_os()) {
         return exit::code(handover::run(&asked).map(|never| match never {}));
     }
-    let cli = Cli::parse();
+    let matches = Cli::command().get_matches();
+    let mut cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    cli.globals.note_origins(&matches);
     screen::log_to_stderr(cli.globals.verbose);
-    exit::code(dispatch(cli))
+    exit::code(match cli.verb {
+        // These need neither a manifest nor a broker.
+        Verb::Completions(verb) => completions::run(&verb, Cli::command()),
+        Verb::Man(verb) => man::run(&verb, Cli::command()),
+        verb => dispatch(verb, &cli.globals),
+    })
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
-    let session = cli.globals.session()?;
-    match cli.verb {
+async fn dispatch(verb: Verb, globals: &Globals) -> anyhow::Result<Exit> {
+    if let Verb::Doctor(verb) = &verb {
+        // It says itself what is wrong with the settings.
+        return doctor::run(verb, globals).await;
+    }
+    let session = globals.session()?;
+    match verb {
         Verb::Publish(verb) => publish::run(verb, &session).await,
         Verb::Queues(verb) => queues::run(&verb, &session).await,
         Verb::Dead(verb) => dead::run(verb, &session).await,
         Verb::Topology(verb) => topology::run(&verb, &session).await,
-        Verb::Run(_) => Err(handover::not_understood()),
+        // The others have been served before.
+        _ => Err(handover::not_understood()),
     }
 }

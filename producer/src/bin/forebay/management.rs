@@ -9,6 +9,7 @@ use anyhow::Context;
 use forebay_producer::{Topology, check_queue_name};
 use reqwest::{Client, Url};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use crate::exit::Stop;
 
@@ -24,20 +25,57 @@ pub(crate) struct Counts {
     pub(crate) consumers: u64,
 }
 
-/// Asks for all queues of the virtual host. Errors name the host, never the credentials.
-pub(crate) async fn overview(url: &str, vhost: &str, wait: Duration) -> anyhow::Result<Overview> {
-    let url = address(url, vhost)?;
-    let host =
-        format!("{}:{}", url.host_str().unwrap_or("?"), url.port_or_known_default().unwrap_or(0));
-    let ask = async {
+/// The API of one broker. Errors name the host, never the credentials.
+pub(crate) struct Api {
+    client: Client,
+    base: Url,
+}
+
+impl Api {
+    /// Asks nothing yet; each question waits at most `wait`.
+    pub(crate) fn new(url: &str, wait: Duration) -> Result<Self, Stop> {
+        let base = base(url)?;
         // The one that the AMQP side has too; somebody may have installed it already.
         _ = rustls::crypto::ring::default_provider().install_default();
-        let client = Client::builder().timeout(wait).build()?;
+        let client = Client::builder().timeout(wait).build();
+        let client = client.map_err(|error| Stop::Failed(error.without_url().to_string()))?;
+        Ok(Self { client, base })
+    }
+
+    /// What stands at a path below `/api`, of which only `columns` are asked for.
+    pub(crate) async fn get<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        columns: Option<&str>,
+    ) -> anyhow::Result<T> {
+        let mut url = below(&self.base, path);
+        url.set_query(columns.map(|columns| format!("columns={columns}")).as_deref());
         // User and password in the URL become a header there.
-        client.get(url).send().await?.error_for_status()?.json::<Vec<Described>>().await
-    };
-    let queues = ask.await.map_err(reqwest::Error::without_url);
-    let queues = queues.with_context(|| format!("the management API at {host} cannot be asked"))?;
+        let ask = async { self.client.get(url).send().await?.error_for_status()?.json().await };
+        let answer = ask.await.map_err(reqwest::Error::without_url);
+        answer.with_context(|| format!("the management API at {} cannot be asked", self.host()))
+    }
+
+    /// The address of a path below `/api`, without credentials.
+    pub(crate) fn address(&self, path: &[&str]) -> String {
+        let mut url = below(&self.base, path);
+        // It is http or https, which may have both.
+        _ = url.set_username("");
+        _ = url.set_password(None);
+        url.to_string()
+    }
+
+    fn host(&self) -> String {
+        let host = self.base.host_str().unwrap_or("?");
+        format!("{host}:{}", self.base.port_or_known_default().unwrap_or(0))
+    }
+}
+
+/// Asks for all queues of the virtual host.
+pub(crate) async fn overview(url: &str, vhost: &str, wait: Duration) -> anyhow::Result<Overview> {
+    let columns = "name,messages_ready,messages_unacknowledged,consumers";
+    let queues: Vec<Described> =
+        Api::new(url, wait)?.get(&["queues", vhost], Some(columns)).await?;
     Ok(queues
         .into_iter()
         .map(|queue| {
@@ -61,14 +99,6 @@ pub(crate) fn job_queues(overview: &Overview, topology: &Topology) -> Vec<String
     names
 }
 
-/// The virtual host that an AMQP URL leads to; `/` when it names none.
-pub(crate) fn vhost(amqp_url: Option<&str>) -> String {
-    let first = amqp_url.and_then(|urls| urls.split(",amqp").next()).unwrap_or_default();
-    let path = first.split_once("://").and_then(|(_, rest)| rest.split_once('/'));
-    let vhost = path.map_or("", |(_, path)| path.split('?').next().unwrap_or_default());
-    if vhost.is_empty() { "/".to_owned() } else { percent_decoded(vhost) }
-}
-
 /// A queue as the API describes it; it may leave counts out.
 #[derive(Deserialize)]
 struct Described {
@@ -88,42 +118,31 @@ impl Described {
     }
 }
 
-fn address(url: &str, vhost: &str) -> Result<Url, Stop> {
+/// Where the API is, without `/api`.
+fn base(url: &str) -> Result<Url, Stop> {
     // The URL is not repeated: it may hold a password.
     let unusable = |why: &str| {
         let like = "it looks like http://user:password@host:15672";
         Stop::Usage(format!("FOREBAY_MANAGEMENT_URL cannot be used: {why}; {like}"))
     };
-    let mut url: Url = url.parse().map_err(|_| unusable("it is not a URL"))?;
+    let url: Url = url.parse().map_err(|_| unusable("it is not a URL"))?;
     if !["http", "https"].contains(&url.scheme()) {
         return Err(unusable("it does not begin with http:// or https://"));
     }
-    url.path_segments_mut()
-        .map_err(|()| unusable("it names no host"))?
-        .pop_if_empty()
-        .extend(["api", "queues", vhost]);
-    url.set_query(Some("columns=name,messages_ready,messages_unacknowledged,consumers"));
+    if url.cannot_be_a_base() {
+        return Err(unusable("it names no host"));
+    }
     Ok(url)
 }
 
-fn percent_decoded(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((plain, coded)) = rest.split_once('%') {
-        bytes.extend(plain.bytes());
-        match coded.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &coded[2..];
-            }
-            None => {
-                bytes.push(b'%');
-                rest = coded;
-            }
-        }
-    }
-    bytes.extend(rest.bytes());
-    String::from_utf8_lossy(&bytes).into_owned()
+fn below(base: &Url, path: &[&str]) -> Url {
+    let mut url = base.clone();
+    url.path_segments_mut()
+        .expect("checked when it was made")
+        .pop_if_empty()
+        .push("api")
+        .extend(path);
+    url
 }
 
 #[cfg(test)]
@@ -131,25 +150,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_virtual_host_comes_from_the_amqp_url() {
-        for (url, expected) in [
-            (None, "/"),
-            (Some("amqp://u:p@a"), "/"),
-            (Some("amqp://u:p@a/"), "/"),
-            (Some("amqp://u:p@a:1,b:2/%2f"), "/"),
-            (Some("amqp://u:p@a/shop%20one?heartbeat=5"), "shop one"),
-            (Some("amqp://u:p@a/x,amqp://u:p@b/x"), "x"),
-        ] {
-            assert_eq!(vhost(url), expected, "{url:?}");
-        }
-        assert_eq!(percent_decoded("100%,%zz,%C3%A9%"), "100%,%zz,é%");
-    }
-
-    #[test]
     fn the_virtual_host_is_one_segment_of_the_address() {
-        let url = address("http://u:p%40ss@rabbit:15672/proxied/", "/").unwrap();
-        assert_eq!(url.path(), "/proxied/api/queues/%2F");
-        let error = address("rabbit:15672", "/").unwrap_err().to_string();
+        let wait = Duration::from_secs(1);
+        let api = Api::new("http://u:p%40ss@rabbit:15672/proxied/", wait).unwrap();
+        assert_eq!(api.address(&["queues", "/"]), "http://rabbit:15672/proxied/api/queues/%2F");
+        let error = base("rabbit:15672").unwrap_err().to_string();
         assert!(error.contains("http://user:password@host:15672"), "{error}");
     }
 

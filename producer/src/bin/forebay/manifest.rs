@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use forebay_producer::QueueType;
 use serde::Deserialize;
@@ -23,6 +23,9 @@ pub(crate) struct Manifest {
     pub(crate) broker: Broker,
     queues: BTreeMap<String, Queue>,
     functions: BTreeMap<String, Function>,
+    /// Where it was read, if it was.
+    #[serde(skip)]
+    pub(crate) file: Option<PathBuf>,
 }
 
 /// `[broker]`.
@@ -53,7 +56,10 @@ impl Manifest {
         let file = given.unwrap_or(Path::new(DEFAULT_FILE));
         let unusable = |why: String| Stop::Usage(format!("cannot read {}: {why}", file.display()));
         match fs::read_to_string(file) {
-            Ok(text) => parse(&text).map_err(unusable),
+            Ok(text) => {
+                let manifest = parse(&text).map_err(unusable)?;
+                Ok(Self { file: Some(file.to_owned()), ..manifest })
+            }
             Err(error) if given.is_none() && error.kind() == ErrorKind::NotFound => {
                 Ok(Self::default())
             }
@@ -78,9 +84,14 @@ impl Manifest {
         self.functions.get(kind)?.queue.as_deref()
     }
 
+    /// Whether it names functions at all.
+    pub(crate) fn has_functions(&self) -> bool {
+        !self.functions.is_empty()
+    }
+
     /// Whether functions are named and none of them is for this kind.
     pub(crate) fn lacks(&self, kind: &str) -> bool {
-        !self.functions.is_empty() && !self.functions.contains_key(kind)
+        self.has_functions() && !self.functions.contains_key(kind)
     }
 
     /// The kind that looks most like this one, if any comes close.

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use clap::Args;
-use forebay_producer::{Producer, PublishOptions, Receipt};
+use forebay_producer::{Producer, PublishOptions, Receipt, TraceContext};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -120,6 +120,10 @@ pub(crate) struct Publish {
     /// AMQP priority, for queues that have priorities
     #[arg(long, value_name = "0-255")]
     priority: Option<u8>,
+
+    /// The trace it belongs to, by W3C Trace Context [default: TRACEPARENT and TRACESTATE, if set]
+    #[arg(long, value_name = "TRACEPARENT", value_parser = TraceContext::parse)]
+    traceparent: Option<TraceContext>,
 }
 
 pub(crate) async fn run(verb: Publish, session: &Session) -> anyhow::Result<Exit> {
@@ -181,6 +185,10 @@ impl Publish {
         }
         if let Some(priority) = self.priority {
             options = options.priority(priority);
+        }
+        if let Some(trace) = self.traceparent.clone().or_else(trace_of_environment) {
+            options = options.traceparent(trace.traceparent());
+            options = trace.tracestate().into_iter().fold(options, PublishOptions::tracestate);
         }
         self.header.iter().fold(options, |options, (name, value)| options.header(name, value))
     }
@@ -263,6 +271,27 @@ fn unknown(kind: &str, nearest: Option<&str>) -> String {
 
 fn choose_queue(flag: Option<&str>, manifest: Option<&str>) -> String {
     flag.or(manifest).unwrap_or("default").to_owned()
+}
+
+/// Build tools tell their children by these variables which trace they are part of. What they say
+/// is no reason not to publish a job.
+fn trace_of_environment() -> Option<TraceContext> {
+    let [parent, state] = ["TRACEPARENT", "TRACESTATE"].map(|name| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(|v| v.to_string_lossy().into_owned())
+    });
+    let trace = match TraceContext::parse(&parent?) {
+        Ok(trace) => trace.with_state(state.as_deref().unwrap_or_default()),
+        Err(error) => {
+            screen::note(format_args!("the variable TRACEPARENT is left out: {error}"));
+            return None;
+        }
+    };
+    if state.is_some() && trace.tracestate().is_none() {
+        screen::note("the variable TRACESTATE is left out: it is no list of key=value");
+    }
+    Some(trace)
 }
 
 /// `name=value`; the value may have further equals signs, or be empty.

@@ -15,7 +15,7 @@ use crate::known::{self, Known};
 use crate::{moment, screen};
 
 /// From here on somebody should look at the dead letters.
-const MANY_DEAD: u64 = 10_000;
+pub(crate) const MANY_DEAD: u64 = 10_000;
 
 /// Show how many jobs wait, run, are delayed and are dead
 #[derive(Args)]

@@ -95,6 +95,16 @@ pub(crate) fn printable(text: &str) -> String {
     text.chars().map(spell).collect()
 }
 
+/// One word for a shell, quoted only if it has to be.
+pub(crate) fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:@%+=,".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
 /// `12,345`.
 pub(crate) fn thousands(number: u64) -> String {
     let digits = number.to_string();
@@ -146,7 +156,8 @@ pub(crate) fn log_to_stderr(verbose: bool) {
     log.with_writer(io::stderr).with_target(false).with_ansi(io::stderr().is_terminal()).init();
 }
 
-fn terminal_width() -> Option<usize> {
+/// How many characters a line has; `None`: nobody sees lines.
+pub(crate) fn terminal_width() -> Option<usize> {
     let (width, _) = io::stdout().is_terminal().then(terminal_size::terminal_size).flatten()?;
     Some(width.0.into())
 }
@@ -172,6 +183,12 @@ mod tests {
     #[test]
     fn control_characters_do_not_reach_the_terminal() {
         assert_eq!(printable("a\u{1b}[2J\nb"), "a\\u{1b}[2J b");
+    }
+
+    #[test]
+    fn what_a_shell_would_read_otherwise_is_quoted() {
+        let words = ["/", "shop", "shop one", "it's", "a;b", ""].map(quoted);
+        assert_eq!(words, ["/", "shop", "'shop one'", r"'it'\''s'", "'a;b'", "''"]);
     }
 
     #[test]

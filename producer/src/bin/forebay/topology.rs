@@ -1,5 +1,7 @@
 //! `forebay topology`: what Forebay has on the broker.
-//! In: queue names and the longest delay. Out: the declarations, printed or carried out.
+//! In: queue names and the longest delay. Out: the declarations, printed, carried out or undone.
+
+mod delete;
 
 use std::time::Duration;
 
@@ -15,7 +17,7 @@ use crate::exit::{Exit, Stop};
 use crate::globals::Session;
 use crate::{moment, screen};
 
-/// Print what Forebay needs on the broker, or declare it
+/// Print what Forebay needs on the broker, declare it or delete it
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -47,6 +49,8 @@ Examples:
   forebay topology apply
   forebay topology apply --queue mail --delays 7days --strict-topology")]
     Apply(Scope),
+    /// Delete what was declared; keeps what holds messages
+    Delete(delete::Delete),
 }
 
 #[derive(Args)]
@@ -69,6 +73,7 @@ pub(crate) async fn run(verb: &Topology, session: &Session) -> anyhow::Result<Ex
     match &verb.verb {
         Verb::Show(scope) => show(scope, session)?,
         Verb::Apply(scope) => apply(scope, session).await?,
+        Verb::Delete(verb) => return delete::run(verb, session).await,
     }
     Ok(Exit::Fine)
 }
@@ -142,7 +147,7 @@ impl Scope {
 }
 
 /// In the same order: it is the one in which they must be made.
-fn each_once(declarations: Vec<Declaration>) -> Vec<Declaration> {
+pub(crate) fn each_once(declarations: Vec<Declaration>) -> Vec<Declaration> {
     let mut once: Vec<Declaration> = Vec::with_capacity(declarations.len());
     for declaration in declarations {
         if !once.contains(&declaration) {

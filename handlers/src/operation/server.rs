@@ -1,0 +1,131 @@
+//! The HTTP side: who may ask, for how long, and which page answers.
+//! In: connections. Out: one answer each. A scraper that is stuck holds one of a few places, for
+//! ten seconds at most.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use forebay_worker::Controls;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::task::JoinSet;
+use tokio::time;
+use tracing::debug;
+
+use super::pages::{self, Page};
+use super::{metrics, process};
+
+/// Connections at once; the next one waits.
+const MOST: usize = 16;
+/// From the first byte of the question to the last one of the answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+const HEADERS: Duration = Duration::from_secs(5);
+/// The smallest that hyper allows; a longer head is refused.
+const BUFFER: usize = 8 * 1024;
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What the pages are made from.
+#[derive(Clone)]
+pub(crate) struct Site {
+    pub(crate) controls: Controls,
+    pub(crate) scrape: PrometheusHandle,
+}
+
+/// Takes an address.
+///
+/// # Errors
+/// As the operating system says.
+pub(crate) fn bind(address: &str) -> io::Result<TcpListener> {
+    let listener = TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Answers for ever.
+pub(crate) async fn serve(listener: TcpListener, site: Site) {
+    let listener = match tokio::net::TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => {
+            debug!(%error, "no page can be asked for");
+            return std::future::pending().await;
+        }
+    };
+    let site = Arc::new(site);
+    let mut connections = JoinSet::new();
+    loop {
+        while connections.len() >= MOST || connections.try_join_next().is_some() {
+            if connections.len() >= MOST {
+                _ = connections.join_next().await;
+            }
+        }
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                connections.spawn(time::timeout(PATIENCE, converse(stream, Arc::clone(&site))));
+            }
+            // Out of file descriptors, most likely: it may pass.
+            Err(error) => {
+                debug!(%error, "a question was not heard");
+                time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// One connection, one question.
+async fn converse(stream: tokio::net::TcpStream, site: Arc<Site>) {
+    let answer = service_fn(|request| {
+        let response = answer(&site, &request);
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let conversation = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS)
+        .keep_alive(false)
+        .max_buf_size(BUFFER)
+        .serve_connection(TokioIo::new(stream), answer);
+    if let Err(error) = conversation.await {
+        debug!(%error, "a question was broken off");
+    }
+}
+
+fn answer(site: &Site, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        let mut response = respond(Page::text(405, "only GET and HEAD are answered\n"));
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return response;
+    }
+    let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok());
+    let json = accept.is_some_and(|accept| accept.contains("application/json"));
+    let controls = &site.controls;
+    respond(match request.uri().path() {
+        "/livez" => pages::live(controls.since_tick()),
+        "/readyz" => pages::ready(&controls.queues(), controls.is_draining(), json),
+        "/scale" => pages::scale(controls.name(), &controls.queues()),
+        "/metrics" => Page {
+            status: 200,
+            kind: metrics::CONTENT_TYPE,
+            body: site.scrape.render() + &process::numbers(),
+        },
+        _ => pages::unknown(),
+    })
+}
+
+fn respond(page: Page) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(page.body));
+    *response.status_mut() =
+        StatusCode::from_u16(page.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(page.kind));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

@@ -1,0 +1,178 @@
+//! Looks every now and then how much waits at the broker.
+//! In: the consuming connection, on channels of its own. Out: sizes for status and metrics, and a
+//! warning about many dead letters. It takes nothing and disturbs no consumer.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use forebay_producer::link::connection::Link;
+use forebay_producer::{Config, DeadError, Inspector, Topology};
+use tokio::time::{self, Instant};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::status::QueueView;
+
+const EVERY: Duration = Duration::from_secs(30);
+/// While every permit is taken; with one free, next to nothing waits at the broker.
+const EVERY_IF_BUSY: Duration = Duration::from_secs(5);
+/// A look that is not allowed makes an error in the broker's log.
+const EVERY_IF_DENIED: Duration = Duration::from_secs(600);
+const STEP: Duration = Duration::from_secs(1);
+/// From so many dead letters on there is a warning.
+const MANY_DEAD: u32 = 10_000;
+
+/// What was seen of one queue.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Sizes {
+    pub(crate) ready: Option<u32>,
+    pub(crate) dead: Option<u32>,
+    pub(crate) at: Option<Instant>,
+}
+
+/// Looks until the worker drains.
+pub(crate) async fn watch(
+    link: Link,
+    config: Config,
+    queues: Vec<QueueView>,
+    drain: CancellationToken,
+) {
+    let mut backlog = Backlog { inspector: Inspector::on(link, &config), told: false };
+    let watched = |view| Watched::new(view, config.topology());
+    let mut queues: Vec<_> = queues.into_iter().map(watched).collect();
+    let looking = async {
+        loop {
+            for queue in &mut queues {
+                if queue.since.elapsed() >= queue.pause() {
+                    backlog.look(queue).await;
+                }
+            }
+            time::sleep(STEP).await;
+        }
+    };
+    let _: Option<()> = drain.run_until_cancelled(looking).await;
+}
+
+struct Backlog {
+    inspector: Inspector,
+    /// That we may not look has been said.
+    told: bool,
+}
+
+struct Watched {
+    view: QueueView,
+    jobs: Pile,
+    letters: Pile,
+    /// When it was last looked at, or the start.
+    since: Instant,
+    looked: bool,
+    /// It had many dead letters at the last look.
+    many_dead: bool,
+}
+
+/// One queue on the broker.
+struct Pile {
+    name: String,
+    not_before: Instant,
+}
+
+impl Watched {
+    fn new(view: QueueView, topology: &Topology) -> Self {
+        let since = Instant::now();
+        let pile = |name| Pile { name, not_before: since };
+        let (jobs, letters) =
+            (pile(topology.queue(&view.queue)), pile(topology.dead_queue(&view.queue)));
+        Self { view, jobs, letters, since, looked: false, many_dead: false }
+    }
+
+    /// How long after the last look the next one is due.
+    fn pause(&self) -> Duration {
+        let consuming = locked(&self.view.status).consuming;
+        let busy = self.view.load.look().running >= self.view.concurrency;
+        match self.looked {
+            true if busy => EVERY_IF_BUSY,
+            // Before it is consumed it may not be there.
+            false if consuming => Duration::ZERO,
+            _ => EVERY,
+        }
+    }
+}
+
+impl Backlog {
+    async fn look(&mut self, queue: &mut Watched) {
+        (queue.since, queue.looked) = (Instant::now(), true);
+        let ready = self.count(&mut queue.jobs).await;
+        let dead = self.count(&mut queue.letters).await;
+        let before = *locked(&queue.view.sizes);
+        let seen = [&ready, &dead].iter().any(|look| matches!(look, Ok(Some(_))));
+        let sizes = Sizes {
+            ready: ready.unwrap_or(before.ready),
+            dead: dead.unwrap_or(before.dead),
+            at: if seen { Some(Instant::now()) } else { before.at },
+        };
+        *locked(&queue.view.sizes) = sizes;
+        if crosses(&mut queue.many_dead, sizes.dead) {
+            let (queue, dead) = (&queue.view.queue, sizes.dead.unwrap_or_default());
+            warn!(queue, dead, "many dead letters; `forebay dead ls` shows why they died");
+        }
+    }
+
+    /// `None`: it is not there, or we may not look, which is tried again after a while only.
+    ///
+    /// # Errors
+    /// When the broker does not answer: it has not lost its jobs, and what was seen stands.
+    async fn count(&mut self, pile: &mut Pile) -> Result<Option<u32>, DeadError> {
+        if Instant::now() < pile.not_before {
+            return Ok(None);
+        }
+        match self.inspector.count(&pile.name).await {
+            Ok(count) => Ok(count.map(|count| count.ready)),
+            Err(DeadError::MayNotLook { because }) => {
+                pile.not_before = Instant::now() + EVERY_IF_DENIED;
+                self.tell(&because);
+                Ok(None)
+            }
+            Err(error) => {
+                debug!(queue = pile.name, %error, "the broker was not asked how much waits");
+                Err(error)
+            }
+        }
+    }
+
+    fn tell(&mut self, error: &str) {
+        if !self.told {
+            info!(
+                error,
+                "how much waits at the broker is not known; grant this user `configure`, `write` \
+                 or `read` on the queue to have it in status and metrics"
+            );
+        }
+        self.told = true;
+    }
+}
+
+/// Whether there are many dead letters now and were not at the last look.
+fn crosses(many: &mut bool, dead: Option<u32>) -> bool {
+    let Some(dead) = dead else { return false };
+    let were = std::mem::replace(many, dead >= MANY_DEAD);
+    *many && !were
+}
+
+fn locked<T>(shared: &Arc<Mutex<T>>) -> std::sync::MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_dead_letters_are_told_of_once_for_each_crossing() {
+        let mut many = false;
+        let looks = [9_999, 10_000, 10_001, 9_999, 20_000];
+        let told = looks.map(|dead| crosses(&mut many, Some(dead)));
+        assert_eq!(told, [false, true, false, false, true]);
+        assert!(!crosses(&mut many, None));
+        assert!(!crosses(&mut many, Some(20_000)), "not knowing is not falling");
+    }
+}
