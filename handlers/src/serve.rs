@@ -18,7 +18,6 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::time::timeout;
 use tokio_util::sync::DropGuard;
-use tracing::warn;
 
 use crate::exec::{Exec, MissingProgram, deadline_ms};
 use pool::Pool;
@@ -203,23 +202,17 @@ impl Server {
         // So that whichever process takes it has at least as long for it.
         let patience = cx.remaining() / 2;
         let Ok(mut place) = timeout(patience, self.pool.place(on_progress)).await else {
-            return Err(self.untaken(cx, patience));
+            return Err(self.untaken(patience));
         };
         let run = place.run.to_string();
         place.send(protocol::job_line(&task(&run, cx), payload));
         match (&mut place.taken.reply).await {
-            Ok(reply) => {
-                if let Reply::Lost { why, innocent: true } = &reply {
-                    let server = &*self.pool.name;
-                    warn!(job.id = cx.id(), server, error = why, "job put off");
-                }
-                verdict(reply)
-            }
+            Ok(reply) => verdict(reply),
             Err(_) => Err(JobError::defer(SOON)),
         }
     }
 
-    fn untaken<S>(&self, cx: &Context<S>, patience: Duration) -> JobError {
+    fn untaken(&self, patience: Duration) -> JobError {
         let status = self.status();
         let waited = humantime::format_duration(Duration::from_secs(patience.as_secs().max(1)));
         let why = format!("no process of server `{}` took the job within {waited}", status.name);
@@ -227,7 +220,6 @@ impl Server {
             Some(trouble) => format!("{why}: {trouble}"),
             None => format!("{why}; {} of {} are ready", status.ready, status.processes),
         };
-        warn!(job.id = cx.id(), server = status.name, error = why, "job put off");
         JobError::defer(LATER).because(anyhow!(why))
     }
 }

@@ -101,7 +101,9 @@ impl QueueMeter {
             Verdict::Duplicate(_) => &meter.duplicate,
             Verdict::Again { why: Why::Retry, .. } => &meter.retried,
             Verdict::Again { why: Why::Suspect, .. } => &meter.suspected,
-            Verdict::Again { why: Why::Grace | Why::Deferral | Why::Waits, .. } => &meter.put_off,
+            Verdict::Again { why: Why::Grace | Why::Deferral(_) | Why::Waits, .. } => {
+                &meter.put_off
+            }
             Verdict::Dead(_) => &meter.dead,
             Verdict::GiveBack => &meter.given_back,
         };

@@ -60,7 +60,7 @@ fn said(verdict: &Verdict) -> (&'static str, Option<(&str, &str)>) {
         Verdict::Again { why: Why::Suspect, .. } => {
             ("put_off", Some(("crashed", "a process died under this job")))
         }
-        Verdict::Again { why: Why::Deferral | Why::Waits, .. } => ("put_off", None),
+        Verdict::Again { why: Why::Deferral(_) | Why::Waits, .. } => ("put_off", None),
         Verdict::Dead(letter) => ("dead", failure(letter)),
         Verdict::GiveBack => ("given_back", None),
     }

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use forebay_producer::Envelope;
 use serde::Serialize;
-use tracing::{Span, debug, error, error_span, field, warn};
+use tracing::{Span, debug, error, error_span, field, info, warn};
 
 #[cfg(feature = "otel")]
 use crate::otel;
@@ -164,7 +164,7 @@ pub(crate) fn decided(counts: &Counts, job: &Envelope, verdict: &Verdict) {
                     delay_ms,
                     "put off: another run of the same key is under way, or nobody can tell"
                 ),
-                Why::Deferral => debug!(delay_ms, "job put off"),
+                Why::Deferral(error) => info!(delay_ms, error, "job put off"),
                 Why::Suspect => warn!(
                     crashes = envelope.crashes,
                     delay_ms, "a process died under this job; it will run alone"

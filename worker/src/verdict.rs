@@ -41,14 +41,14 @@ pub(crate) enum Verdict {
 }
 
 /// Why a job comes again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Why {
     /// It failed and has attempts left.
     Retry,
     /// Its handler may come with a deploy.
     Grace,
-    /// Its handler put it off.
-    Deferral,
+    /// Its handler put it off, for this reason.
+    Deferral(String),
     /// A process died under it: it runs alone next time.
     Suspect,
     /// Another run has its key, or may have it.
@@ -142,7 +142,7 @@ fn failed(error: &JobError, job: &Envelope, facts: &Facts<'_>) -> Verdict {
         Then::Defer(after) if job.deferrals < MOST_DEFERRALS => {
             let mut next = job.clone();
             next.deferrals += 1;
-            again(after, next, Why::Deferral)
+            again(after, next, Why::Deferral(message.clone()))
                 .unwrap_or_else(|why| dead(Reason::Failed, format!("{message}: {why}"), job, facts))
         }
         Then::Defer(_) => {
@@ -309,10 +309,15 @@ mod tests {
     #[test]
     fn a_deferral_uses_no_attempt_twenty_times_in_a_row() {
         let mut job = job();
-        let asks = || Outcome::Failed(JobError::defer(Duration::from_secs(9)));
+        let asks = || {
+            Outcome::Failed(
+                JobError::defer(Duration::from_secs(9)).because(anyhow::anyhow!("closed")),
+            )
+        };
         for _ in 0..MOST_DEFERRALS {
-            let (after, next, _) = again(decide(asks(), &job, &facts()));
+            let (after, next, why) = again(decide(asks(), &job, &facts()));
             assert_eq!((after, next.attempt), (Duration::from_secs(9), 1));
+            assert_eq!(why, Why::Deferral("closed".to_owned()));
             job = next;
         }
         let (_, next, why) = again(decide(asks(), &job, &facts()));
