@@ -409,8 +409,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_environment_is_clean_but_for_path_and_what_was_asked_for() {
-        let exec =
-            Exec::new("env").env("LANG", "C").pass_env("CARGO_PKG_NAME").pass_env("NOT_SET_1");
+        let exec = Exec::new("env").env("LANG", "C").pass_env("HOME").pass_env("NOT_SET_1");
         let (result, _) = run(exec).await;
         let text: String = serde_json::from_slice(result.unwrap().json().unwrap()).unwrap();
         let mut names: Vec<_> = text.lines().map(|line| line.split('=').next().unwrap()).collect();
@@ -418,11 +417,11 @@ mod tests {
         assert_eq!(
             names,
             [
-                "CARGO_PKG_NAME",
                 "FOREBAY_JOB_ATTEMPT",
                 "FOREBAY_JOB_DEADLINE",
                 "FOREBAY_JOB_ID",
                 "FOREBAY_JOB_KIND",
+                "HOME",
                 "LANG",
                 "PATH"
             ]

@@ -63,8 +63,8 @@ pub enum ConnectError {
 pub enum TopologyError {
     /// It exists with other arguments.
     #[error(
-        "{what} exists with other arguments: {because}; either delete it once it is empty so that \
-         it is made anew (rabbitmqctl delete_queue), or keep it as it is and drop \
+        "{what} exists with other arguments: {because}; either delete it once it is empty, so that \
+         it is made anew (`forebay topology delete`), or keep it as it is and drop \
          --strict-topology"
     )]
     Mismatch {
@@ -332,8 +332,8 @@ pub enum DeadError {
     },
     /// The user may not look at queues.
     #[error(
-        "the broker does not allow a look at the queue: {because}; grant `configure` on it, which \
-         RabbitMQ 4.3 asks for, or set FOREBAY_MANAGEMENT_URL to use the management API"
+        "the broker does not allow a look at the queue: {because}; grant any of `configure`, \
+         `write` and `read` on it, or set FOREBAY_MANAGEMENT_URL to use the management API"
     )]
     MayNotLook {
         /// The broker's words.

@@ -12,7 +12,7 @@ use crate::wire::delay::LEVELS;
 
 /// Counts jobs in queues by passive declarations, which take nothing.
 ///
-/// On RabbitMQ 4.3 a passive declaration needs the `configure` permission.
+/// On RabbitMQ 4.3 a passive declaration needs any one of the three permissions on the queue.
 #[derive(Debug)]
 pub struct Inspector {
     link: Link,

@@ -33,7 +33,7 @@ pub struct OwnBroker {
 /// When there is no Docker engine, or the broker does not start: with the reason and the remedy.
 pub async fn broker_of_its_own(settings: &str) -> OwnBroker {
     // A container that is started again would get another mapped port: choose a fixed one.
-    let (port, management) = (free_port(), free_port());
+    let [port, management] = free_ports();
     let mut request = image("own")
         .with_mapped_port(port, ContainerPort::Tcp(AMQP))
         .with_mapped_port(management, ContainerPort::Tcp(MANAGEMENT));
@@ -171,9 +171,11 @@ fn url(port: u16) -> String {
     format!("amqp://guest:guest@127.0.0.1:{port}/%2f")
 }
 
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port on loopback");
-    listener.local_addr().expect("it is bound").port()
+/// Both are bound before either is given up: otherwise they could be the same.
+fn free_ports() -> [u16; 2] {
+    let bound =
+        [(), ()].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port on loopback"));
+    bound.map(|listener| listener.local_addr().expect("it is bound").port())
 }
 
 /// Waits until the broker at `url` lets us open a channel.

@@ -118,7 +118,7 @@ async fn a_strict_producer_refuses_it_naming_the_argument_and_both_ways_out() {
     let producer = Producer::new(&broker.config().strict_topology(true));
     let error = producer.publish(&note(1)).await.unwrap_err();
     let (queue, words) = (broker.config().topology().queue("notes"), chain(&error));
-    for expected in [&queue, "arg 'x-", "delete_queue", "--strict-topology"] {
+    for expected in [&queue, "arg 'x-", "forebay topology delete", "--strict-topology"] {
         assert!(words.contains(expected), "{expected}: {words}");
     }
     assert_eq!(plain.count(&queue).await, Some(0));
