@@ -23,9 +23,7 @@ use tracing::{info, warn};
 use crate::error::RunError;
 use crate::generation::Generation;
 use crate::intake::Intake;
-use crate::settle;
 use crate::status::{PAUSED, Status};
-use crate::telemetry::Counts;
 
 /// How often a consumer without a connection says why.
 const LOOK: Duration = Duration::from_secs(1);
@@ -182,14 +180,14 @@ impl<S: Send + Sync + 'static> Consumer<S> {
             }
             End::Drained => {
                 self.report(false, Some("draining".to_owned()));
-                wind_down(life, Arc::clone(&self.intake.counts)).await;
+                wind_down(life, Arc::clone(&self.intake)).await;
                 Event::Stop
             }
             End::Paused => {
                 self.report(false, Some(PAUSED.to_owned()));
                 info!(queue = self.intake.queue, "paused");
                 // A slow job must not keep the queue from being resumed.
-                self.winding.spawn(wind_down(life, Arc::clone(&self.intake.counts)));
+                self.winding.spawn(wind_down(life, Arc::clone(&self.intake)));
                 Event::Begin
             }
         }
@@ -256,15 +254,14 @@ enum Refusal {
 
 /// Cancel, give back what was not started, wait for what runs, flush, close; in this order. A
 /// message given back to a queue that we still consume would come straight back.
-async fn wind_down(life: Life, counts: Arc<Counts>) {
+async fn wind_down<S: Send + Sync + 'static>(life: Life, intake: Arc<Intake<S>>) {
     let Life { generation, mut stream, acks } = life;
     let cancel = generation.channel.basic_cancel(stream.tag(), BasicCancelOptions::default());
     let cancelled = matches!(time::timeout(ANSWER, cancel).await, Ok(Ok(())));
     generation.giving_back.cancel();
     // What was delivered before the cancel is still in the stream, which ends after it.
     while cancelled && let Ok(Some(Ok(delivery))) = time::timeout(FLUSH, stream.next()).await {
-        settle::give_back(&generation, delivery.delivery_tag);
-        counts.unseen();
+        intake.give_back(&generation, delivery.delivery_tag);
     }
     generation.jobs.close();
     // Nobody reads the stream any more: see for ourselves whether the deliveries are still ours.

@@ -16,6 +16,7 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{self, Instant};
 use tracing::{Instrument, Span, error};
 
+use crate::acker::How;
 use crate::builder::{QueueOptions, give_back_after};
 use crate::context::{Context, LazyProducer};
 use crate::execute::App;
@@ -116,11 +117,16 @@ impl<S: Send + Sync + 'static> Intake<S> {
     async fn settle(&self, settlement: Settlement<'_>, job: &Envelope, verdict: Verdict) {
         telemetry::decided(&self.counts, job, &verdict);
         self.meter.decided(job, &verdict);
-        let leaves = !matches!(verdict, Verdict::GiveBack);
-        settlement.apply(job, verdict).await;
-        if leaves {
+        if settlement.apply(job, verdict).await != How::GiveBack {
             self.load.settled();
         }
+    }
+
+    /// Gives back a delivery that nobody has looked at.
+    pub(crate) fn give_back(&self, generation: &Generation, tag: u64) {
+        settle::give_back(generation, tag);
+        self.counts.unseen();
+        self.meter.unseen();
     }
 
     fn begins(&self, job: &Envelope, here: &mut Here) {

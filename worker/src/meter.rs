@@ -120,6 +120,11 @@ impl QueueMeter {
         }
     }
 
+    /// Counts a delivery that was given back without being looked at: its kind is not known.
+    pub(crate) fn unseen(&self) {
+        self.unknown.get_or_init(|| KindMeter::new(&self.queue, UNKNOWN)).given_back.increment(1);
+    }
+
     /// Notes how long a run took.
     pub(crate) fn ran(&self, job: &Envelope, took: Duration) {
         self.of(job).1.duration.record(took);

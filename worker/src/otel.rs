@@ -58,7 +58,7 @@ fn said(verdict: &Verdict) -> (&'static str, Option<(&str, &str)>) {
             ("put_off", Some(("unknown_kind", "no handler takes this job yet")))
         }
         Verdict::Again { why: Why::Suspect, .. } => {
-            ("put_off", Some(("crashed", "a process died under this job")))
+            ("suspected", Some(("crashed", "a process died under this job")))
         }
         Verdict::Again { why: Why::Deferral(_) | Why::Waits, .. } => ("put_off", None),
         Verdict::Dead(letter) => ("dead", failure(letter)),

@@ -48,9 +48,9 @@ enum Forwarded {
 }
 
 impl Settlement<'_> {
-    /// Settles the delivery. Returns when nothing is left to do for it here; a delivery whose
-    /// generation has ended is the broker's again, and nothing is done.
-    pub(crate) async fn apply(self, job: &Envelope, verdict: Verdict) {
+    /// Settles the delivery, and says how. Returns when nothing is left to do for it here; a
+    /// delivery whose generation has ended is the broker's again, and nothing is done.
+    pub(crate) async fn apply(self, job: &Envelope, verdict: Verdict) -> How {
         let how = match verdict {
             Verdict::Ack(output) => {
                 self.reply(job, Ok(&output)).await;
@@ -77,6 +77,7 @@ impl Settlement<'_> {
             }
         };
         self.generation.settle(self.tag, how);
+        how
     }
 
     /// Publish before ack: a crash in between runs the job twice, the other order loses it.

@@ -12,7 +12,7 @@ use lapin::{BasicProperties, Channel, ExchangeKind};
 
 use super::connection::Link;
 use super::declare::{exchange_kind, table};
-use super::fault::{ANSWER, Fault, answered};
+use super::fault::{ANSWER, Fault, answered, close};
 use crate::config::{Config, after};
 use crate::error::ConnectError;
 use crate::wire::topology::{Argument, Declaration};
@@ -204,7 +204,7 @@ async fn refusal<T>(
         Err(fault) if fault.closes_channel_only() => Ok(fault),
         Err(fault) => Err(fault),
         Ok(_) => {
-            _ = channel.close(200, "seen".into()).await;
+            close(channel, "seen").await;
             Err(Fault::Channel("the broker accepted what it must refuse".to_owned()))
         }
     }

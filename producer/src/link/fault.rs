@@ -59,6 +59,11 @@ pub async fn answered<T>(
     }
 }
 
+/// Closes a channel that is no longer needed. Without an answer the connection's end does it.
+pub async fn close(channel: &lapin::Channel, because: &str) {
+    _ = answered(ANSWER, channel.close(200, because.into())).await;
+}
+
 impl Fault {
     /// Whether only the channel is gone, by the broker's decision about what we asked for.
     pub fn closes_channel_only(&self) -> bool {

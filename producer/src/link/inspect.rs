@@ -5,7 +5,7 @@ use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
 
 use super::connection::Link;
-use super::fault::{ANSWER, Fault, answered};
+use super::fault::{ANSWER, Fault, answered, close};
 use crate::config::{Config, after};
 use crate::error::DeadError;
 use crate::wire::delay::LEVELS;
@@ -51,7 +51,7 @@ impl Inspector {
         let look = channel.queue_declare(queue.into(), options, FieldTable::default());
         match answered(ANSWER, look).await {
             Ok(found) => {
-                _ = channel.close(200, "seen".into()).await;
+                close(&channel, "seen").await;
                 let (ready, consumers) = (found.message_count(), found.consumer_count());
                 Ok(Some(QueueCount { ready, consumers }))
             }

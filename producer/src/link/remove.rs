@@ -5,7 +5,7 @@ use lapin::options::{ExchangeDeleteOptions, ExchangeUnbindOptions, QueueDeleteOp
 use lapin::types::FieldTable;
 
 use super::connection::Link;
-use super::fault::{ANSWER, Fault, answered};
+use super::fault::{ANSWER, Fault, answered, close};
 use crate::config::{Config, after};
 use crate::error::ConnectError;
 use crate::wire::topology::{Declaration, Target};
@@ -43,7 +43,7 @@ impl Remover {
             }
         };
         if unbound.is_ok() {
-            _ = channel.close(200, "unbound".into()).await;
+            close(&channel, "unbound").await;
         }
         absent_is_fine(unbound)
     }
@@ -58,7 +58,7 @@ impl Remover {
         let delete = channel.queue_delete(name.into(), QueueDeleteOptions::default());
         match answered(ANSWER, delete).await {
             Ok(messages) => {
-                _ = channel.close(200, "deleted".into()).await;
+                close(&channel, "deleted").await;
                 Ok(messages)
             }
             Err(Fault::Missing(_)) => Ok(0),
@@ -76,7 +76,7 @@ impl Remover {
         let options = ExchangeDeleteOptions { if_unused, ..Default::default() };
         let deleted = answered(ANSWER, channel.exchange_delete(name.into(), options)).await;
         if deleted.is_ok() {
-            _ = channel.close(200, "deleted".into()).await;
+            close(&channel, "deleted").await;
         }
         absent_is_fine(deleted)
     }

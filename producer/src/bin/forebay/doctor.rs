@@ -40,7 +40,7 @@ is to know. Bindings, policies, alarms and nodes are looked at where a managemen
 Examples:
   forebay doctor
   forebay doctor --queue mail --role worker
-  forebay doctor --management-url http://monitor:secret@rabbit:15672
+  FOREBAY_MANAGEMENT_URL=http://monitor:secret@rabbit:15672 forebay doctor
   forebay doctor --output json | jq -r '.checks[] | select(.level == \"fault\") | .mend[]'
 
 Exit codes:
@@ -113,7 +113,7 @@ async fn examine(
     findings: &mut Findings,
 ) -> anyhow::Result<()> {
     findings.extend(settings::look(globals, session));
-    findings.extend(settings::look_at_manifest(globals, session));
+    findings.extend(settings::look_at_manifest(globals, session).await);
     let examiner = Examiner::new(&session.config);
     let examined = on_the_broker(verb, globals, session, &examiner, findings).await;
     examiner.close().await;

@@ -76,7 +76,8 @@ pub(crate) struct Globals {
     )]
     pub(crate) strict_topology: Option<bool>,
 
-    /// The management API: http://user:password@host:15672 [default: none]
+    /// The management API: http://host:15672; with a password, better by the variable, because others
+    /// can see the arguments of a process [default: none]
     #[arg(
         long,
         global = true,

@@ -7,11 +7,16 @@ use std::ffi::{OsStr, OsString};
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use tokio::time;
 
 use crate::exit::Stop;
 use crate::globals::Globals;
+
+/// How long another program may take for what we ask it.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// Run the functions of forebay.toml: a worker (forebay-run)
 #[derive(Args)]
@@ -110,9 +115,12 @@ pub(crate) fn run(asked: &Handover) -> anyhow::Result<Infallible> {
     Err(Stop::Usage(why).into())
 }
 
-/// Runs another program of ours and waits for what it says.
-pub(crate) fn ask(program: &str, arguments: &[impl AsRef<OsStr>]) -> io::Result<Output> {
-    Command::new(path(program)).args(arguments).stdin(Stdio::null()).output()
+/// Runs another program of ours and waits for what it says, not for ever.
+pub(crate) async fn ask(program: &str, arguments: &[impl AsRef<OsStr>]) -> io::Result<Output> {
+    let mut command = tokio::process::Command::new(path(program));
+    let output = command.args(arguments).stdin(Stdio::null()).kill_on_drop(true).output();
+    let late = |_| io::Error::new(ErrorKind::TimedOut, "it did not end within 10s");
+    time::timeout(ANSWER, output).await.map_err(late)?
 }
 
 /// The verb came where only the full parser sees it.

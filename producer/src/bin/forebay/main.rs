@@ -80,18 +80,19 @@ fn main() -> ExitCode {
     cli.globals.note_origins(&matches);
     screen::log_to_stderr(cli.globals.verbose);
     exit::code(match cli.verb {
-        // These need neither a manifest nor a broker.
+        // Neither a manifest nor a broker is needed for it.
         Verb::Completions(verb) => completions::run(&verb, Cli::command()),
-        Verb::Man(verb) => man::run(&verb, Cli::command()),
         verb => dispatch(verb, &cli.globals),
     })
 }
 
 #[tokio::main(flavor = "current_thread")]
 async fn dispatch(verb: Verb, globals: &Globals) -> anyhow::Result<Exit> {
-    if let Verb::Doctor(verb) = &verb {
+    match &verb {
         // It says itself what is wrong with the settings.
-        return doctor::run(verb, globals).await;
+        Verb::Doctor(verb) => return doctor::run(verb, globals).await,
+        Verb::Man(verb) => return man::run(verb, Cli::command()).await,
+        _ => {}
     }
     let session = globals.session()?;
     match verb {

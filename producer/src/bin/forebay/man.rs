@@ -29,7 +29,7 @@ pub(crate) struct Manual {
     dir: Option<PathBuf>,
 }
 
-pub(crate) fn run(verb: &Manual, mut command: Command) -> anyhow::Result<Exit> {
+pub(crate) async fn run(verb: &Manual, mut command: Command) -> anyhow::Result<Exit> {
     command = command.disable_help_subcommand(true);
     // Names of verbs with those before them, and flags that all verbs take.
     command.build();
@@ -41,7 +41,7 @@ pub(crate) fn run(verb: &Manual, mut command: Command) -> anyhow::Result<Exit> {
     };
     let wrote = write_all(dir, &command).map_err(|error| Stop::Usage(error.to_string()));
     let mut pages = wrote.with_context(|| format!("cannot write to {}", dir.display()))?;
-    match handover::ask("forebay-run", &["--man"]) {
+    match handover::ask("forebay-run", &["--man"]).await {
         Ok(page) if page.status.success() => {
             fs::write(dir.join(WORKER_PAGE), page.stdout).context("cannot write its page")?;
             pages += 1;

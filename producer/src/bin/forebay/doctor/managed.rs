@@ -219,7 +219,7 @@ fn strange_bindings(live: &Live, plan: &Plan, api: &Api) -> Vec<Finding> {
 }
 
 fn node(node: &Node) -> Vec<Finding> {
-    let name = &node.name;
+    let (name, quoted) = (&node.name, quoted(&node.name));
     let mut findings = Vec::new();
     if !node.running {
         let what =
@@ -232,7 +232,7 @@ fn node(node: &Node) -> Vec<Finding> {
              again; see what takes it, then give it more or raise the limit"
         );
         let finding = Finding::fault("management.alarm", what);
-        findings.push(finding.mend(format!("rabbitmq-diagnostics -n {name} memory_breakdown")));
+        findings.push(finding.mend(format!("rabbitmq-diagnostics -n {quoted} memory_breakdown")));
     }
     if node.disk_free_alarm {
         let what = format!(
@@ -240,7 +240,7 @@ fn node(node: &Node) -> Vec<Finding> {
              again; free some, or lower the limit"
         );
         let finding = Finding::fault("management.alarm", what);
-        findings.push(finding.mend(format!("rabbitmq-diagnostics -n {name} status")));
+        findings.push(finding.mend(format!("rabbitmq-diagnostics -n {quoted} status")));
     }
     if !node.partitions.is_empty() {
         let what = format!("node `{name}` is cut off from others: a network partition");

@@ -44,22 +44,21 @@ pub(super) fn look(globals: &Globals, session: &Session) -> Vec<Finding> {
     }
     if session.management.is_none() {
         let what = "without the management API bindings, policies, alarms and nodes cannot be \
-                    looked at: give --management-url http://user:password@host:15672, or set \
-                    FOREBAY_MANAGEMENT_URL";
+                    looked at: set FOREBAY_MANAGEMENT_URL=http://user:password@host:15672";
         findings.push(Finding::note("settings.management", what));
     }
     findings
 }
 
 /// `forebay-run --check` knows best.
-pub(super) fn look_at_manifest(globals: &Globals, session: &Session) -> Option<Finding> {
+pub(super) async fn look_at_manifest(globals: &Globals, session: &Session) -> Option<Finding> {
     let file = session.manifest.file.as_ref()?;
     let name = file.display();
     if !session.manifest.has_functions() {
         return Some(Finding::ok("manifest.functions", format!("{name} names no functions")));
     }
     let arguments = ["--check".as_ref(), "--config".as_ref(), file.as_os_str()];
-    let finding = match handover::ask(RUN, &arguments) {
+    let finding = match handover::ask(RUN, &arguments).await {
         Ok(checked) if checked.status.success() => {
             Finding::ok("manifest.functions", format!("forebay-run can run {name}"))
         }

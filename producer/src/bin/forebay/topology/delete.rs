@@ -2,6 +2,8 @@
 //! In: queues, single names, or the whole namespace. Out: they are gone; what holds messages or is
 //! consumed stays, unless that was forced.
 
+use std::collections::BTreeMap;
+
 use clap::{ArgGroup, Args};
 use forebay_producer::link::connection::Link;
 use forebay_producer::link::declare::Declarer;
@@ -9,7 +11,7 @@ use forebay_producer::link::fault::Fault;
 use forebay_producer::link::remove::Remover;
 use forebay_producer::wire::delay::LEVELS;
 use forebay_producer::wire::topology::{Declaration, Target};
-use forebay_producer::{Declare, Inspector, check_queue_name};
+use forebay_producer::{Declare, Inspector, TopologyError, check_queue_name};
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -21,7 +23,9 @@ use crate::{known, screen};
 #[derive(Args)]
 #[command(after_help = "\
 A queue that holds messages or is consumed is not deleted, and then nothing is. Stop workers and
-publishers of the queue before: a job that comes in the very moment of the delete goes with it.
+publishers of the queue before: a job that comes in the very moment of the delete goes with it. Jobs
+that run now in a worker that no longer consumes, because it drains or is paused, are seen only
+where FOREBAY_MANAGEMENT_URL is set.
 A delayed job whose queue is gone is kept: forebay dead ls --unrouted.
 
 Examples:
@@ -69,6 +73,8 @@ struct Plan {
     declarations: Vec<Declaration>,
     queues: Vec<String>,
     exchanges: Vec<String>,
+    /// Jobs that run now, by queue, if the management API tells.
+    unacked: BTreeMap<String, u64>,
 }
 
 pub(super) async fn run(verb: &Delete, session: &Session) -> anyhow::Result<Exit> {
@@ -91,9 +97,11 @@ impl Plan {
         verb.queue.iter().try_for_each(|name| check_queue_name(name))?;
         let topology = session.config.topology();
         let named = if verb.all { &[][..] } else { &verb.queue };
-        let known = known::queues(named, session).await?.queues;
+        let known = known::queues(named, session).await?;
+        let counts = known.overview.unwrap_or_default().into_iter();
+        let unacked = counts.map(|(name, counts)| (name, counts.messages_unacknowledged)).collect();
         let mut declarations = Vec::new();
-        for queue in &known {
+        for queue in &known.queues {
             declarations.extend(topology.for_queue(queue, session.manifest.queue_type(queue)));
         }
         declarations.extend(topology.for_ladder(LEVELS - 1));
@@ -127,7 +135,7 @@ impl Plan {
             exchanges.retain(|exchange| verb.name.contains(exchange));
             queues.clone_from(&verb.name);
         }
-        Ok(Self { declarations, queues, exchanges })
+        Ok(Self { declarations, queues, exchanges, unacked })
     }
 
     fn bindings_of<'a>(&'a self, queue: &'a str) -> impl Iterator<Item = &'a Declaration> {
@@ -142,7 +150,8 @@ async fn look(plan: &Plan, session: &Session) -> anyhow::Result<Vec<Sight>> {
     let mut sights = Vec::new();
     for name in &plan.queues {
         if let Some(count) = session.patiently(inspector.count(name)).await? {
-            let (messages, consumers) = (count.ready.into(), count.consumers.into());
+            let unacked = plan.unacked.get(name).copied().unwrap_or(0);
+            let (messages, consumers) = (u64::from(count.ready) + unacked, count.consumers.into());
             sights.push(Sight { name: name.clone(), messages, consumers });
         }
     }
@@ -180,22 +189,20 @@ async fn carry_out(
     session: &Session,
 ) -> anyhow::Result<Vec<String>> {
     let remover = Remover::new(&session.config);
-    for sight in sights {
-        // No more messages come in, so that the second look means something: quorum queues refuse
-        // the broker's own if-empty.
-        for binding in plan.bindings_of(&sight.name) {
-            remover.unbind(binding).await?;
-        }
-        if !verb.force {
-            still_empty(plan, sight, session).await?;
-        }
-        let went = remover.delete_queue(&sight.name).await?;
-        if went > 0 && !verb.force {
-            let went = screen::count(went.into(), "message", "messages");
-            screen::note(format_args!(
-                "warning: {went} came into `{}` in the moment of the delete and are gone",
-                sight.name
-            ));
+    for (done, sight) in sights.iter().enumerate() {
+        if let Err(error) = delete(verb, plan, sight, &remover, session).await {
+            if let Err(fault) = bind_again(plan, sight, session).await {
+                screen::note(format_args!(
+                    "warning: `{}` may have lost its bindings ({fault}); give them back with: \
+                     forebay topology apply",
+                    sight.name
+                ));
+            }
+            let gone: Vec<_> = sights[..done].iter().map(|sight| sight.name.as_str()).collect();
+            if !gone.is_empty() {
+                screen::note(format_args!("deleted before that: {}", gone.join(", ")));
+            }
+            return Err(error);
         }
     }
     let mut gone = Vec::new();
@@ -212,18 +219,47 @@ async fn carry_out(
     Ok(gone)
 }
 
-/// What came in between is given its bindings again.
-async fn still_empty(plan: &Plan, sight: &Sight, session: &Session) -> anyhow::Result<()> {
+async fn delete(
+    verb: &Delete,
+    plan: &Plan,
+    sight: &Sight,
+    remover: &Remover,
+    session: &Session,
+) -> anyhow::Result<()> {
+    // No more messages come in, so that the second look means something: quorum queues refuse the
+    // broker's own if-empty.
+    for binding in plan.bindings_of(&sight.name) {
+        remover.unbind(binding).await?;
+    }
+    if !verb.force {
+        still_empty(sight, session).await?;
+    }
+    let went = remover.delete_queue(&sight.name).await?;
+    if went > 0 && !verb.force {
+        let went = screen::count(went.into(), "message", "messages");
+        screen::note(format_args!(
+            "warning: {went} came into `{}` in the moment of the delete and are gone",
+            sight.name
+        ));
+    }
+    Ok(())
+}
+
+/// A queue that stays is as it was.
+async fn bind_again(plan: &Plan, sight: &Sight, session: &Session) -> Result<(), TopologyError> {
+    let bindings: Vec<_> = plan.bindings_of(&sight.name).cloned().collect();
+    let config = session.config.clone().declare(Declare::Auto);
+    let declarer = Declarer::new(Link::open(&config, "topology"), &config);
+    declarer.apply(&bindings, Instant::now() + session.timeout).await.map(|_| ())
+}
+
+async fn still_empty(sight: &Sight, session: &Session) -> anyhow::Result<()> {
     let inspector = Inspector::new(&session.config);
     let count = inspector.count(&sight.name).await?;
     inspector.close().await;
     let Some(count) = count.filter(|count| count.ready + count.consumers > 0) else {
         return Ok(());
     };
-    let bindings: Vec<_> = plan.bindings_of(&sight.name).cloned().collect();
-    let config = session.config.clone().declare(Declare::Auto);
-    let declarer = Declarer::new(Link::open(&config, "topology"), &config);
-    declarer.apply(&bindings, Instant::now() + session.timeout).await?;
     let now = Sight {
         name: sight.name.clone(),
         messages: count.ready.into(),
