@@ -56,6 +56,7 @@ main() {
     if [ -z "$fast" ]; then
         step "format" cargo fmt --all --check
         step "lint" cargo clippy --workspace --all-targets --all-features --locked -- -D warnings
+        step "lint of each feature" features
         step "documentation" documentation
         step "dependencies" dependencies
         step "unit for systemd" docker/systemd/test.sh
@@ -66,6 +67,8 @@ main() {
         step "tests on $image" run_tests "$image" "${scope[@]}" "${targets[@]}" "$@"
         targets=(--tests) # documentation examples do not depend on the broker's version
     done
+    # What ships has no OpenTelemetry unless it is asked for.
+    [ "$fast" ] || step "logs without otel" cargo test -p forebay-handlers --locked --test it logs::
     [ "$fast" ] || step "image and compose" docker/deploy/test.sh
 }
 
@@ -130,6 +133,19 @@ choose_python() {
         die "no python3 here can import pika and aiosmtpd" \
             "run docker/test.sh without --fast as root, or: pip install pika aiosmtpd"
     export FOREBAY_PYTHON
+}
+
+# What is shipped has not all features, and what users build has any of them.
+features() {
+    local feature
+    cargo clippy --workspace --all-targets --locked -- -D warnings
+    cargo check -p forebay-producer --no-default-features --locked
+    for feature in '' redis postgres otel; do
+        cargo check -p forebay-worker --no-default-features --features "$feature" --locked
+    done
+    for feature in '' cli email image; do
+        cargo check -p forebay-handlers --no-default-features --features "$feature" --locked
+    done
 }
 
 # Of the libraries: what stands over the arguments of a program is its --help.

@@ -7,11 +7,13 @@ mod crash;
 mod drain;
 mod examples;
 mod foreign;
+#[cfg(all(feature = "redis", feature = "postgres"))]
 mod idempotency;
 mod invariants;
 mod places;
 mod settlement;
 mod status;
+#[cfg(all(feature = "redis", feature = "postgres"))]
 mod stores;
 mod supervision;
 mod support;
