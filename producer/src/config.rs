@@ -363,6 +363,13 @@ mod tests {
     }
 
     #[test]
+    fn a_vhost_may_have_any_characters_when_they_are_escaped() {
+        for (url, vhost) in [("amqp://a/shop%20one", "shop one"), ("amqp://a/%C3%A9", "é")] {
+            assert_eq!(Config::new(url).unwrap().vhost(), vhost);
+        }
+    }
+
+    #[test]
     fn a_bad_url_is_explained_without_its_password() {
         for url in [
             "",

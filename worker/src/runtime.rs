@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 use crate::backlog;
@@ -170,7 +171,8 @@ impl<S: Send + Sync + 'static> Worker<S> {
             queues.insert(queue, Steering { pause, view });
         }
         let views = queues.values().map(|steering: &Steering| steering.view.clone()).collect();
-        let backlog = tokio::spawn(backlog::watch(link.clone(), config, views, drain.clone()));
+        let backlog = backlog::watch(link.clone(), config, views, drain.clone());
+        let backlog = AbortOnDropHandle::new(tokio::spawn(backlog));
         let (name, ticked) = (self.app.name.clone(), watch::Sender::new(Instant::now()));
         let shared = Shared { name, ticked, drain, force, queues, jobs, counts };
         let controls = Controls { shared: Arc::new(shared) };
@@ -291,7 +293,7 @@ struct House {
     controls: Controls,
     link: Link,
     producers: Arc<LazyProducer>,
-    backlog: JoinHandle<()>,
+    backlog: AbortOnDropHandle<()>,
     grace: Duration,
     exit_after: Option<Duration>,
 }
@@ -299,8 +301,10 @@ struct House {
 impl House {
     async fn keep(self, mut consumers: JoinSet<Result<(), RunError>>) -> Result<Summary, RunError> {
         let mut result = Ok(());
-        let drain = tokio::spawn(limit_drain(self.controls.clone(), self.grace));
-        let clock = tokio::spawn(tick(self.controls.clone()));
+        // They end with this task, even if it ends by a panic.
+        let drain =
+            AbortOnDropHandle::new(tokio::spawn(limit_drain(self.controls.clone(), self.grace)));
+        let clock = AbortOnDropHandle::new(tokio::spawn(tick(self.controls.clone())));
         let mut look = time::interval(LOOK);
         loop {
             tokio::select! {
