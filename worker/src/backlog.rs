@@ -14,7 +14,7 @@ use tracing::{debug, info, warn};
 use crate::status::QueueView;
 
 const EVERY: Duration = Duration::from_secs(30);
-/// While every permit is taken; with one free, next to nothing waits at the broker.
+/// While jobs run or ran within about a minute, or were seen to wait: autoscalers go by it.
 const EVERY_IF_BUSY: Duration = Duration::from_secs(5);
 /// A look that is not allowed makes an error in the broker's log.
 const EVERY_IF_DENIED: Duration = Duration::from_secs(600);
@@ -37,7 +37,7 @@ pub(crate) async fn watch(
     queues: Vec<QueueView>,
     drain: CancellationToken,
 ) {
-    let mut backlog = Backlog { inspector: Inspector::on(link, &config), told: false };
+    let mut backlog = Backlog { inspector: Inspector::on(link, &config), told: Vec::new() };
     let watched = |view| Watched::new(view, config.topology());
     let mut queues: Vec<_> = queues.into_iter().map(watched).collect();
     let looking = async {
@@ -55,8 +55,8 @@ pub(crate) async fn watch(
 
 struct Backlog {
     inspector: Inspector,
-    /// That we may not look has been said.
-    told: bool,
+    /// What it has said that we may not look at.
+    told: Vec<&'static str>,
 }
 
 struct Watched {
@@ -73,22 +73,25 @@ struct Watched {
 /// One queue on the broker.
 struct Pile {
     name: String,
+    of: &'static str,
     not_before: Instant,
 }
 
 impl Watched {
     fn new(view: QueueView, topology: &Topology) -> Self {
         let since = Instant::now();
-        let pile = |name| Pile { name, not_before: since };
-        let (jobs, letters) =
-            (pile(topology.queue(&view.queue)), pile(topology.dead_queue(&view.queue)));
+        let pile = |name, of| Pile { name, of, not_before: since };
+        let jobs = pile(topology.queue(&view.queue), "jobs that wait");
+        let letters = pile(topology.dead_queue(&view.queue), "dead letters");
         Self { view, jobs, letters, since, looked: false, many_dead: false }
     }
 
     /// How long after the last look the next one is due.
     fn pause(&self) -> Duration {
         let consuming = locked(&self.view.status).consuming;
-        let busy = self.view.load.look().running >= self.view.concurrency;
+        let here = self.view.load.look();
+        let waiting = locked(&self.view.sizes).ready.is_some_and(|ready| ready > 0);
+        let busy = waiting || here.running > 0 || here.rate > 0.0;
         match self.looked {
             true if busy => EVERY_IF_BUSY,
             // Before it is consumed it may not be there.
@@ -129,7 +132,7 @@ impl Backlog {
             Ok(count) => Ok(count.map(|count| count.ready)),
             Err(DeadError::MayNotLook { because }) => {
                 pile.not_before = Instant::now() + EVERY_IF_DENIED;
-                self.tell(&because);
+                self.tell(pile.of, &because);
                 Ok(None)
             }
             Err(error) => {
@@ -139,15 +142,16 @@ impl Backlog {
         }
     }
 
-    fn tell(&mut self, error: &str) {
-        if !self.told {
+    /// No fault: a worker needs no rights on dead letters.
+    fn tell(&mut self, of: &'static str, error: &str) {
+        if !self.told.contains(&of) {
             info!(
                 error,
-                "how much waits at the broker is not known; grant this user `configure`, `write` \
-                 or `read` on the queue to have it in status and metrics"
+                "the number of {of} is not in status and metrics, because this user may not look; any of \
+                 `configure`, `write` and `read` on the queue would do"
             );
+            self.told.push(of);
         }
-        self.told = true;
     }
 }
 

@@ -32,7 +32,7 @@ Examples:
   forebay publish email.send '{\"to\": \"bob@example.org\"}' --delay 5m --expires 1h
   forebay publish year.close '{}' --at 2026-12-31T23:00:00Z
   forebay publish email.send --jsonl mails.jsonl
-  find . -name '*.jpg' | forebay publish file.digest --lines
+  find ~/pictures -name '*.jpg' | forebay publish file.digest --lines
   forebay publish page.fetch --lines urls.txt --template '{\"url\": \"{}\"}'
 
 A bulk publish that stops says from which line to continue; continue with --from-line.")]
