@@ -15,6 +15,7 @@
 //! `docker rm -f $(docker ps -aq --filter label=forebay.test)` removes it.
 
 mod container;
+mod frames;
 mod proxy;
 
 use std::collections::HashSet;
@@ -26,6 +27,7 @@ use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 pub use self::container::{OwnBroker, broker_of_its_own};
+pub use self::frames::{Frame, Meddle};
 pub use self::proxy::Proxy;
 use crate::config::Config;
 use crate::link::connection::Link;

@@ -27,7 +27,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use forebay_producer::link::after;
-pub use forebay_producer::testing::{Broker, OwnBroker, Proxy, broker, broker_of_its_own};
+pub use forebay_producer::testing::{
+    Broker, Frame, Meddle, OwnBroker, Proxy, broker, broker_of_its_own,
+};
 use forebay_producer::wire::envelope::now_ms;
 use forebay_producer::{Config, Delay, Envelope, Job};
 use serde_json::Value;
