@@ -37,6 +37,8 @@ struct Wanted {
     write: Option<PathBuf>,
     /// Recovery beyond the limit is a failure too.
     timed: bool,
+    /// Records and logs of good runs stay as well.
+    keep: bool,
 }
 
 fn variable<T: FromStr>(name: &str) -> Option<T> {
@@ -54,6 +56,7 @@ impl Wanted {
             seed: variable("SEED").unwrap_or_else(|| fastrand::u64(0..1_000_000_000)),
             write: variable("WRITE"),
             timed: minutes.is_some(),
+            keep: variable("KEEP").unwrap_or(false),
         }
     }
 
@@ -126,8 +129,8 @@ type Outcome = (Turn, anyhow::Result<(Verdict, Option<String>)>);
 async fn no_fault_loses_a_job() {
     let wanted = Wanted::read();
     let faults = wanted.faults();
-    if std::env::var("FOREBAY_FAULTS_LIST").is_ok() {
-        faults.iter().for_each(|fault| println!("{}", fault.name));
+    if variable::<String>("LIST").is_some() {
+        faults.iter().for_each(|fault| println!("fault: {}", fault.name));
         return;
     }
     assert!(!faults.is_empty(), "no fault is called {:?}", wanted.only);
@@ -156,13 +159,14 @@ async fn carry_out(wanted: &Wanted, faults: Vec<&'static Fault>) -> Vec<Row> {
     let turns = Arc::new(Mutex::new(turns));
     let folder = std::env::temp_dir().join(format!("forebay-faults-{}", std::process::id()));
     let (tell, mut outcomes) = mpsc::channel(1);
+    let keep = wanted.keep;
     let mut lanes = Vec::new();
     for lane in 0..OWN + SHARED {
         let (turns, folder, tell) = (Arc::clone(&turns), folder.clone(), tell.clone());
         // What speaks to Docker cannot move between threads: each lane has one of its own.
         lanes.push(thread::spawn(move || {
             let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build();
-            runtime.unwrap().block_on(keep_going(lane >= OWN, turns, folder, tell));
+            runtime.unwrap().block_on(keep_going(lane >= OWN, turns, folder, keep, tell));
         }));
     }
     drop(tell);
@@ -173,7 +177,8 @@ async fn carry_out(wanted: &Wanted, faults: Vec<&'static Fault>) -> Vec<Row> {
             Ok((verdict, report)) => {
                 row.add(&verdict);
                 if let Some(report) = report {
-                    println!("RED {}\n{report}", turn.fault.name);
+                    let word = if verdict.is_red() { "RED" } else { "LATE" };
+                    println!("{word} {}\n{report}", turn.fault.name);
                 }
             }
             Err(error) => {
@@ -194,6 +199,7 @@ async fn keep_going(
     shared: bool,
     turns: Arc<Mutex<Turns>>,
     folder: PathBuf,
+    keep: bool,
     tell: mpsc::Sender<Outcome>,
 ) {
     let mut kept: Option<(&'static str, Arc<OwnBroker>)> = None;
@@ -213,11 +219,11 @@ async fn keep_going(
             turn.fault.name.chars().map(|c| if c.is_alphanumeric() { c } else { '-' }).collect();
         let here = folder.join(format!("{slug}-{}", turn.seed));
         let outcome = without_panic(turn, own, &here).await;
-        if matches!(&outcome, Ok((verdict, _)) if !verdict.is_red()) {
-            _ = std::fs::remove_dir_all(&here);
-        } else {
+        match &outcome {
+            Ok((_, None)) if !keep => _ = std::fs::remove_dir_all(&here),
+            Ok((verdict, _)) if !verdict.is_red() => {}
             // It may be in any state.
-            kept = None;
+            _ => kept = None,
         }
         _ = tell.send((turn, outcome)).await;
     }

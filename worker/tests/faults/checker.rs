@@ -53,6 +53,8 @@ pub(crate) struct Verdict {
     pub(crate) again: Vec<(String, Option<String>)>,
     /// How many of them had been run to an end before.
     pub(crate) after_end: usize,
+    /// Dead letters at the end.
+    pub(crate) dead: usize,
     /// Dead letters that the job's script does not explain, with their reason.
     pub(crate) dead_in_error: Vec<(String, String)>,
     /// Workers that did not consume again.
@@ -130,6 +132,7 @@ pub(crate) fn check(entries: &[Entry], found: &[Found], rules: &Rules) -> Verdic
         }
         for (place, reason) in &life.found {
             let explained = life.dies() || rules.may_die_of.contains(&reason.as_str());
+            verdict.dead += usize::from(*place == Place::Dead);
             if *place == Place::Dead && !explained {
                 verdict.dead_in_error.push((id.clone(), reason.clone()));
             }

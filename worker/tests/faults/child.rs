@@ -108,7 +108,9 @@ async fn step(job: Step, cx: Context<Recorder>) -> JobResult {
     let run = Run { attempt: cx.attempt(), redrives: cx.redrives(), crashes: cx.crashes() };
     let mut ending = Ending { record: cx.state(), id: cx.id(), run, end: "dropped" };
     cx.state().note(Event::Begun { id: cx.id().to_owned(), run });
-    let time = Duration::from_millis(job.ms);
+    let again = cx.redelivered() || cx.crashes() > 0;
+    let ms = if job.script == Script::Lingers && again { 1 } else { job.ms };
+    let time = Duration::from_millis(ms);
     if job.script == Script::Hoards {
         hoard(time);
     }

@@ -30,7 +30,8 @@ pub(crate) async fn once(
 ) -> anyhow::Result<(Verdict, Option<String>)> {
     let run = run(fault, own, seed, folder);
     let verdict = time::timeout(PATIENCE, run).await.context("the run took too long")??;
-    let report = verdict.is_red().then(|| table::report(&verdict, folder, seed));
+    let late = verdict.recovery.is_some_and(|time| time > table::LIMIT);
+    let report = (verdict.is_red() || late).then(|| table::report(&verdict, folder, seed));
     Ok((verdict, report))
 }
 
@@ -63,8 +64,23 @@ async fn run(
     everybody_works(&site).await?;
     site.all_settled().await?;
     site.dismiss_all().await?;
+    note_panics(&site)?;
     let found = leftover::read(&site).await?;
     Ok(checker::check(&record::read_all(folder)?, &found, &fault.rules))
+}
+
+/// No script panics: a panic in a log is one of ours, or of what we are built on.
+fn note_panics(site: &Site) -> anyhow::Result<()> {
+    for file in std::fs::read_dir(&site.folder)? {
+        let path = file?.path();
+        if path.extension().is_some_and(|extension| extension == "log") {
+            let text = std::fs::read_to_string(&path)?;
+            if let Some(line) = text.lines().find(|line| line.contains("panicked at")) {
+                site.record.note(Event::Broken { what: line.to_owned() });
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Publishes until every worker has run one more job: none has fallen silent.

@@ -18,6 +18,7 @@ pub(crate) struct Row {
     jobs: usize,
     lost: usize,
     destroyed: usize,
+    dead: usize,
     again: usize,
     unexplained: usize,
     after_end: usize,
@@ -34,6 +35,7 @@ impl Row {
             jobs: 0,
             lost: 0,
             destroyed: 0,
+            dead: 0,
             again: 0,
             unexplained: 0,
             after_end: 0,
@@ -47,6 +49,7 @@ impl Row {
         self.jobs += verdict.confirmed;
         self.lost += verdict.lost.len();
         self.destroyed += verdict.destroyed;
+        self.dead += verdict.dead;
         self.again += verdict.again.len();
         self.unexplained += verdict.again.iter().filter(|(_, why)| why.is_none()).count();
         self.after_end += verdict.after_end;
@@ -60,10 +63,10 @@ impl Row {
     }
 
     pub(crate) fn is_late(&self) -> bool {
-        self.recovery().is_some_and(|longest| longest > LIMIT)
+        self.recoveries.iter().any(|time| *time > LIMIT)
     }
 
-    fn cells(&self) -> [String; 8] {
+    fn cells(&self) -> [String; 9] {
         let seconds = |time: Duration| format!("{:.2} s", time.as_secs_f64());
         let mut sorted = self.recoveries.clone();
         sorted.sort();
@@ -79,6 +82,7 @@ impl Row {
             self.jobs.to_string(),
             self.lost.to_string(),
             self.destroyed.to_string(),
+            self.dead.to_string(),
             format!("{} ({})", self.again, self.after_end),
             self.unexplained.to_string(),
             recovery,
@@ -86,13 +90,14 @@ impl Row {
     }
 }
 
-const HEAD: [&str; 8] = [
+const HEAD: [&str; 9] = [
     "fault",
     "runs",
     "jobs",
     "lost",
-    "destroyed by an operator",
-    "run again (after its end)",
+    "destroyed by operator",
+    "dead",
+    "run again (after their end)",
     "of these without need",
     "recovery, median / longest",
 ];
@@ -147,6 +152,9 @@ pub(crate) fn report(verdict: &Verdict, folder: &Path, seed: u64) -> String {
     say("dead without a reason of their own", &dead.collect::<Vec<_>>());
     say("silent workers", &verdict.silent);
     say("broken", &verdict.broken);
+    if let Some(late) = verdict.recovery.filter(|time| *time > LIMIT) {
+        say("consuming again only after", &[format!("{late:.2?}")]);
+    }
     _ = writeln!(out, "  seed {seed}; records and logs of the workers: {}", folder.display());
     let suspicious = verdict.suspicious();
     let entries = record::read_all(folder).unwrap_or_default();

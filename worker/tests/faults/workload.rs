@@ -27,6 +27,8 @@ pub(crate) enum Script {
     RejectsOnce,
     /// Kills its process, each time.
     Kills,
+    /// Takes its time when it is delivered first, and ends well at once when it comes again.
+    Lingers,
     /// Takes every file descriptor that its process can have, and ends well.
     Hoards,
 }
@@ -39,6 +41,7 @@ impl Script {
             Self::Rejects => "rejects",
             Self::RejectsOnce => "rejects-once",
             Self::Kills => "kills",
+            Self::Lingers => "lingers",
             Self::Hoards => "hoards",
         }
     }

@@ -1,13 +1,12 @@
 //! The broker: killed, stopped, not there yet, short of memory or disk, impatient.
 
-use std::time::Duration;
-
 use fastrand::Rng;
 use futures_util::FutureExt;
 
 use super::{Fault, Ground};
+use crate::record::Event;
 use crate::site::Site;
-use crate::workload::{Mix, Plan};
+use crate::workload::{self, Item, Mix, Plan, Script, Step};
 
 pub(super) const FAULTS: &[Fault] = &[
     Fault::new(
@@ -43,7 +42,7 @@ pub(super) const FAULTS: &[Fault] = &[
     })
     .on_its_own_broker(),
     Fault {
-        ground: Ground::Own("consumer_timeout = 2000"),
+        ground: Ground::Own("consumer_timeout = 4000"),
         ..Fault::new(
             "jobs longer than the broker's consumer timeout",
             "The broker hands the job out again while it runs; the first run is stopped.",
@@ -102,7 +101,7 @@ async fn memory_alarm(site: &mut Site, rng: &mut Rng) -> anyhow::Result<()> {
 async fn disk_alarm(site: &mut Site, rng: &mut Rng) -> anyhow::Result<()> {
     site.a_while(rng, 300..1_500).await;
     site.struck("disk alarm");
-    site.own().ctl(&["set_disk_free_limit", "1000TB"]).await;
+    site.own().ctl(&["set_disk_free_limit", "1000000GB"]).await;
     site.a_while(rng, 500..2_500).await;
     site.own().ctl(&["set_disk_free_limit", "50MB"]).await;
     site.healed();
@@ -120,10 +119,26 @@ async fn closed(site: &mut Site, rng: &mut Rng) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One job in twenty takes up to 5 s, and the broker takes back what is out for longer than two.
-async fn timed_out(site: &mut Site, _rng: &mut Rng) -> anyhow::Result<()> {
+/// The broker takes back what is out for longer than four seconds (from 4.3 on at once, before that
+/// once a minute): from that worker alone, or with all that its channel has out.
+async fn timed_out(site: &mut Site, rng: &mut Rng) -> anyhow::Result<()> {
     site.struck("consumer timeout");
-    site.all_published().await;
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    Ok(())
+    let producer = site.producer();
+    for n in 0..4 {
+        let step = Step { script: Script::Lingers, ms: rng.u64(4_500..7_000) };
+        let item = Item { id: format!("lingerer-{n}"), step, delay: None, new_kind: false };
+        workload::publish_one(&producer, &site.record, &item).await;
+        site.a_while(rng, 100..1_000).await;
+    }
+    producer.close().await;
+    site.until("each came again or was done", |entries| {
+        let done = |event: &Event| match event {
+            Event::Ended { id, end, .. } => id.starts_with("lingerer") && end == "ok",
+            _ => false,
+        };
+        entries.iter().filter(|entry| done(&entry.event)).count() >= 4
+    })
+    .await?;
+    site.healed();
+    site.all_consume().await
 }

@@ -42,7 +42,11 @@ pub(super) const FAULTS: &[Fault] = &[
     ),
     Fault::new("queue full: publishes refused", "None.", |site, rng| full(site, rng).boxed_local())
         .on_its_own_broker()
-        .plan(|| Plan { mix: Mix { rejects: 10, slow: 10, ..Mix::QUICK }, ..Plan::default() }),
+        .plan(|| Plan {
+            mix: Mix { rejects: 10, slow: 10, ..Mix::QUICK },
+            span: Duration::from_secs(6),
+            ..Plan::default()
+        }),
     Fault::new(
         "retry's publish refused",
         "None. The broker's own dead-lettering takes the job.",
@@ -137,11 +141,15 @@ async fn policy(site: &Site, pattern: &str, definition: &str) {
 
 async fn full(site: &mut Site, rng: &mut Rng) -> anyhow::Result<()> {
     site.a_while(rng, 100..800).await;
+    site.dismiss_all().await?;
     let queue = site.topology().queue("default").replace('.', "\\.");
-    policy(site, &format!("^{queue}$"), r#"{"max-length":1}"#).await;
+    policy(site, &format!("^{queue}$"), r#"{"max-length":20}"#).await;
     site.a_while(rng, 500..1_500).await;
     site.own().ctl(&["clear_policy", "full"]).await;
-    Ok(())
+    for _ in 0..site.plan.workers {
+        site.hire()?;
+    }
+    site.all_consume().await
 }
 
 /// The level from which longer retries begin takes nothing. (The lowest one does: what a level

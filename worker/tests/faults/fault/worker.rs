@@ -187,7 +187,15 @@ async fn exhausted(site: &mut Site, rng: &mut Rng) -> anyhow::Result<()> {
     site.workers_path.cut();
     time::sleep(Duration::from_millis(ms)).await;
     site.healed();
-    site.all_consume().await
+    site.all_consume().await?;
+    // What broke for want of a descriptor must not stay broken.
+    for _ in 0..2 {
+        site.a_while(rng, 300..800).await;
+        site.cut();
+        time::sleep(Duration::from_millis(300)).await;
+        site.all_consume().await?;
+    }
+    Ok(())
 }
 
 async fn clock_turned(site: &mut Site, rng: &mut Rng) -> anyhow::Result<()> {
