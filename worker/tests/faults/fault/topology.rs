@@ -98,6 +98,7 @@ async fn deleted_under_delayed(site: &mut Site, rng: &mut Rng) -> anyhow::Result
     site.dismiss_all().await?;
     delete_queue(site).await?;
     site.a_while(rng, 0..1_500).await;
+    site.healed();
     for _ in 0..site.plan.workers {
         site.hire()?;
     }
@@ -181,9 +182,10 @@ async fn permit(site: &Site, write: &str) {
 
 async fn denied(site: &mut Site, rng: &mut Rng) -> anyhow::Result<()> {
     site.a_while(rng, 300..1_000).await;
+    // The broker asks about rights once for each channel. What fails from here on keeps its
+    // delivery until it can be published, and the cut comes first.
+    site.struck("rights taken, connections cut");
     permit(site, r"^(?!.*(dead-letters|delay)).*$").await;
-    // The broker asks about rights once for each channel.
-    site.struck("connections cut");
     site.workers_path.cut();
     site.healed();
     site.a_while(rng, 500..2_500).await;
