@@ -16,6 +16,7 @@
 //! `docker rm -f $(docker ps -aq --filter label=forebay.test)` removes it.
 
 mod container;
+mod frames;
 mod postgres;
 mod proxy;
 mod redis;
@@ -30,6 +31,7 @@ use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 pub use self::container::{OwnBroker, broker_of_its_own};
+pub use self::frames::{Frame, Meddle};
 pub use self::postgres::{Postgres, postgres, postgres_of_its_own};
 pub use self::proxy::Proxy;
 pub use self::redis::{Redis, redis, redis_of_its_own};

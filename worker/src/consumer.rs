@@ -91,7 +91,7 @@ impl<S: Send + Sync + 'static> Consumer<S> {
                     Err(fault) => self.lost(fault, began),
                 },
                 Action::Wait(pause) => {
-                    let wait = self.drain.run_until_cancelled(time::sleep(pause));
+                    let wait = self.drain.run_until_cancelled(self.pause(pause));
                     if wait.await.is_some() { Event::Begin } else { Event::Stop }
                 }
                 Action::GiveUp(fault) => {
@@ -148,6 +148,20 @@ impl<S: Send + Sync + 'static> Consumer<S> {
         let stream = answered(ANSWER, start).await.map_err(Refusal::Now)?;
         let (generation, acks) = Generation::new(channel, prefetch, &self.force);
         Ok(Life { generation: Arc::new(generation), stream, acks })
+    }
+
+    /// Waits so long, or until a connection is there that was not: the pause between tries is for
+    /// the broker's sake, and the connection has waited on its own.
+    async fn pause(&self, pause: Duration) {
+        let mut link = self.link.status();
+        let away = link.borrow().connection.is_none();
+        let back = async {
+            if link.wait_for(|now| away && now.connection.is_some()).await.is_err() {
+                // The end of the link is no connection: the next try tells it.
+                std::future::pending::<()>().await;
+            }
+        };
+        _ = time::timeout(pause, back).await;
     }
 
     async fn declare(&self) -> Result<(), Fault> {

@@ -28,7 +28,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use forebay_producer::link::after;
 pub use forebay_producer::testing::{
-    Broker, OwnBroker, Postgres, Proxy, Redis, broker, broker_of_its_own, postgres,
+    Broker, Frame, Meddle, OwnBroker, Postgres, Proxy, Redis, broker, broker_of_its_own, postgres,
     postgres_of_its_own, redis, redis_of_its_own,
 };
 use forebay_producer::wire::envelope::now_ms;

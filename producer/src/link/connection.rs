@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_rs::TokioRuntime;
 use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use lapin::uri::AMQPUri;
 use lapin::{Channel, Connection, ConnectionProperties, Event as AmqpEvent};
 use tokio::sync::watch;
@@ -22,6 +23,9 @@ use crate::error::ConnectError;
 use crate::telemetry::ConnectionMeter;
 
 const CONNECT_DEADLINE: Duration = Duration::from_secs(15);
+/// How long one try to connect stays alone, and how many there are at once.
+const CONNECT_COMPANY: Duration = Duration::from_secs(1);
+const CONNECT_TRIES: usize = 3;
 const CHANNEL_DEADLINE: Duration = Duration::from_secs(10);
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -253,14 +257,9 @@ impl Supervisor {
         fastrand::shuffle(&mut hosts);
         let mut last = Fault::Connection("no host".to_owned());
         for uri in hosts {
-            let connect = Connection::connect_uri_with_runtime(
-                uri.clone(),
-                ConnectionProperties::default().with_connection_name(self.name.as_str().into()),
-                TokioRuntime::tokio_with_handle(io::handle().clone()),
-            );
             let opened = tokio::select! {
-                // Dropping the connect closes its socket.
-                opened = time::timeout(CONNECT_DEADLINE, connect) => opened,
+                // Dropping the connect closes its sockets.
+                opened = time::timeout(CONNECT_DEADLINE, self.connect_to(uri)) => opened,
                 () = self.stop.cancelled() => return Err(Fault::Connection("stopped".to_owned())),
             };
             last = match opened {
@@ -271,6 +270,31 @@ impl Supervisor {
             debug!(role = self.role, host = address(uri), fault = %last, "cannot connect");
         }
         Err(last)
+    }
+
+    /// The first of several tries that is answered. A socket that closes while the client library
+    /// works on its answer to `connection.start` leaves the try without an end (lapin 4.12.3 takes
+    /// the waiting promise out of its list for that time), and a path may be half-open from the
+    /// start: a second that brings no answer gets company.
+    async fn connect_to(&self, uri: &AMQPUri) -> lapin::Result<Connection> {
+        let connect = || {
+            Connection::connect_uri_with_runtime(
+                uri.clone(),
+                ConnectionProperties::default().with_connection_name(self.name.as_str().into()),
+                TokioRuntime::tokio_with_handle(io::handle().clone()),
+            )
+        };
+        let mut tries = FuturesUnordered::from_iter([connect()]);
+        loop {
+            tokio::select! {
+                // Cancel-safe: a try that has not ended stays in the set.
+                Some(answered) = tries.next() => return answered,
+                // Cancel-safe: nothing is held.
+                () = time::sleep(CONNECT_COMPANY), if tries.len() < CONNECT_TRIES => {
+                    tries.push(connect());
+                }
+            }
+        }
     }
 
     /// Returns with what happens next to an open connection.

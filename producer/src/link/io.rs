@@ -18,8 +18,18 @@ pub(crate) fn handle() -> &'static Handle {
         let handle = runtime.handle().clone();
         thread::Builder::new()
             .name("forebay amqp".to_owned())
-            .spawn(move || runtime.block_on(future::pending::<()>()))
+            .spawn(move || {
+                ready_to_let_go();
+                runtime.block_on(future::pending::<()>());
+            })
             .expect("the operating system grants a thread");
         handle
     })
+}
+
+/// lapin's own threads drop their sockets with the help of a runtime that async-compat makes when
+/// the first of them does. Made while no file descriptor is left, it could never be made again, and
+/// each connection that ends later would end in a panic: so it is made now, outside of any other.
+fn ready_to_let_go() {
+    drop(async_compat::Compat::new(()));
 }

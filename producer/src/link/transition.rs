@@ -16,7 +16,7 @@ use std::time::Duration;
 use super::fault::Fault;
 
 const FIRST_WAIT: Duration = Duration::from_millis(100);
-const LONGEST_WAIT: Duration = Duration::from_millis(1_500);
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT_DENIED: Duration = Duration::from_secs(30);
 
 /// Where a link stands.
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn waits_grow_to_one_and_a_half_seconds_or_to_thirty_when_denied() {
+    fn waits_grow_to_a_second_or_to_thirty_when_denied() {
         for (fault, most) in
             [(gone(), LONGEST_WAIT), (Fault::Denied("no".into()), LONGEST_WAIT_DENIED)]
         {

@@ -1,27 +1,44 @@
-//! A loopback proxy that can be cut and half-opened.
+//! A loopback proxy that can be cut, half-opened, slowed, and that can meddle with single frames.
 //! In: the address of a broker. Out: an address in front of it, and the means to break the path.
 
+use std::fmt;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::{self, Instant};
+
+use super::frames::{Frame, Frames, Meddle};
+
+/// Pieces that one direction of a delayed path holds.
+const ON_THE_WAY: usize = 1_024;
+/// How often a slow path lets something through.
+const TICK: Duration = Duration::from_millis(20);
+
+type Meddler = Arc<dyn Fn(&Frame<'_>) -> Meddle + Send + Sync>;
 
 /// How the proxy treats bytes and connections.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mode {
-    Pass,
+#[derive(Clone, Default)]
+struct Conduct {
     /// Bytes are read and thrown away; connections stay open.
-    Hold,
+    hold: bool,
+    /// Each byte arrives so much later.
+    delay: Duration,
+    /// At most so many bytes a second in each direction.
+    bytes_per_second: Option<u32>,
+    meddler: Option<Meddler>,
 }
 
 /// A TCP proxy on loopback, for tests of what a broken network does.
-#[derive(Debug)]
 pub struct Proxy {
     address: SocketAddr,
-    mode: watch::Sender<Mode>,
+    conduct: watch::Sender<Conduct>,
     /// Raised to cut all connections that are older.
     cuts: Arc<watch::Sender<u64>>,
 }
@@ -34,10 +51,10 @@ impl Proxy {
     pub async fn to(target: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port on loopback");
         let address = listener.local_addr().expect("it is bound");
-        let (mode, modes) = watch::channel(Mode::Pass);
+        let (conduct, conducts) = watch::channel(Conduct::default());
         let cuts = Arc::new(watch::channel(0).0);
-        tokio::spawn(accept(listener, target.to_owned(), modes, Arc::clone(&cuts)));
-        Self { address, mode, cuts }
+        tokio::spawn(accept(listener, target.to_owned(), conducts, Arc::clone(&cuts)));
+        Self { address, conduct, cuts }
     }
 
     /// The URL of the broker behind it, with guest's credentials.
@@ -52,35 +69,64 @@ impl Proxy {
 
     /// Swallows all bytes from now on: a half-open path.
     pub fn hold(&self) {
-        self.mode.send_replace(Mode::Hold);
+        self.conduct.send_modify(|conduct| conduct.hold = true);
     }
 
-    /// Forwards bytes of new connections again; held ones have lost bytes and are cut.
+    /// Lets each byte arrive so much later, in each direction.
+    pub fn delay(&self, delay: Duration) {
+        self.conduct.send_modify(|conduct| conduct.delay = delay);
+    }
+
+    /// Lets at most so many bytes a second through, in each direction, a few at a time.
+    pub fn trickle(&self, bytes_per_second: u32) {
+        self.conduct.send_modify(|conduct| conduct.bytes_per_second = Some(bytes_per_second));
+    }
+
+    /// Asks `meddler` about each AMQP frame in either direction. Not for TLS.
+    pub fn meddle(&self, meddler: impl Fn(&Frame<'_>) -> Meddle + Send + Sync + 'static) {
+        self.conduct.send_modify(|conduct| conduct.meddler = Some(Arc::new(meddler)));
+    }
+
+    /// Forwards everything at once again. Held connections have lost bytes and are cut.
     pub fn pass(&self) {
-        self.mode.send_replace(Mode::Pass);
-        self.cut();
+        if self.conduct.send_replace(Conduct::default()).hold {
+            self.cut();
+        }
+    }
+}
+
+impl fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Proxy").field("address", &self.address).finish_non_exhaustive()
     }
 }
 
 async fn accept(
     listener: TcpListener,
     target: String,
-    modes: watch::Receiver<Mode>,
+    conducts: watch::Receiver<Conduct>,
     cuts: Arc<watch::Sender<u64>>,
 ) {
     let mut connections = JoinSet::new();
     // Ends when the proxy is dropped.
-    while modes.has_changed().is_ok() {
+    while conducts.has_changed().is_ok() {
         let Ok((client, _)) = listener.accept().await else { return };
-        let (target, modes, mut cut) = (target.clone(), modes.clone(), cuts.subscribe());
+        let (target, conducts, mut cut) = (target.clone(), conducts.clone(), cuts.subscribe());
         cut.mark_unchanged();
         connections.spawn(async move {
             let Ok(server) = TcpStream::connect(&target).await else { return };
+            _ = (client.set_nodelay(true), server.set_nodelay(true));
             let (from_client, to_client) = client.into_split();
             let (from_server, to_server) = server.into_split();
+            let amqp = Arc::new(AtomicBool::new(false));
+            let path = |from_client| Path {
+                conducts: conducts.clone(),
+                amqp: Arc::clone(&amqp),
+                from_client,
+            };
             tokio::select! {
-                () = forward(from_client, to_server, modes.clone()) => {}
-                () = forward(from_server, to_client, modes) => {}
+                () = path(true).forward(from_client, to_server) => {}
+                () = path(false).forward(from_server, to_client) => {}
                 _ = cut.changed() => {}
             }
         });
@@ -88,16 +134,80 @@ async fn accept(
     }
 }
 
-async fn forward(
-    mut from: impl AsyncReadExt + Unpin,
+/// One direction of one connection.
+struct Path {
+    conducts: watch::Receiver<Conduct>,
+    /// The client has greeted as AMQP clients do: there are frames.
+    amqp: Arc<AtomicBool>,
+    from_client: bool,
+}
+
+impl Path {
+    /// Returns when either end has closed, or a frame asks for a cut.
+    async fn forward(self, from: impl AsyncReadExt + Unpin, to: impl AsyncWriteExt + Unpin) {
+        let (late, due) = mpsc::channel(ON_THE_WAY);
+        let mut writing = pin!(write(to, due, self.conducts.clone()));
+        tokio::select! {
+            () = &mut writing => return,
+            () = self.read(from, late) => {}
+        }
+        // What was under way when its sender closed still arrives.
+        writing.await;
+    }
+
+    async fn read(
+        self,
+        mut from: impl AsyncReadExt + Unpin,
+        late: mpsc::Sender<(Instant, Vec<u8>)>,
+    ) {
+        let mut buffer = vec![0; 64 * 1024];
+        let mut frames = if self.from_client { Frames::default() } else { Frames::from_server() };
+        let mut begun = false;
+        while let Ok(read @ 1..) = from.read(&mut buffer).await {
+            let bytes = &buffer[..read];
+            if self.from_client && !begun {
+                self.amqp.store(Frames::begin(bytes), Ordering::Release);
+            }
+            begun = true;
+            let conduct = self.conducts.borrow().clone();
+            let (bytes, cut) = if self.amqp.load(Ordering::Acquire) {
+                frames.add(bytes);
+                let meddler = conduct.meddler.as_deref();
+                frames.take(self.from_client, |frame| {
+                    meddler.map_or(Meddle::Pass, |meddler| meddler(frame))
+                })
+            } else {
+                (bytes.to_vec(), false)
+            };
+            let due = Instant::now() + conduct.delay;
+            if !conduct.hold && late.send((due, bytes)).await.is_err() || cut {
+                return;
+            }
+        }
+    }
+}
+
+async fn write(
     mut to: impl AsyncWriteExt + Unpin,
-    modes: watch::Receiver<Mode>,
+    mut due: mpsc::Receiver<(Instant, Vec<u8>)>,
+    conducts: watch::Receiver<Conduct>,
 ) {
-    let mut buffer = vec![0; 64 * 1024];
-    while let Ok(read @ 1..) = from.read(&mut buffer).await {
-        let pass = *modes.borrow() == Mode::Pass;
-        if pass && to.write_all(&buffer[..read]).await.is_err() {
-            return;
+    while let Some((at, bytes)) = due.recv().await {
+        time::sleep_until(at).await;
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let rate = conducts.borrow().bytes_per_second;
+            let piece = match rate {
+                None => rest.len(),
+                Some(rate) => {
+                    time::sleep(TICK).await;
+                    (rate as usize / 50).clamp(1, rest.len())
+                }
+            };
+            if to.write_all(&rest[..piece]).await.is_err() {
+                return;
+            }
+            rest = &rest[piece..];
         }
     }
 }

@@ -3,9 +3,10 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use forebay_producer::testing::{Broker, Proxy, broker};
+use forebay_producer::testing::{Broker, Meddle, Proxy, broker};
 use forebay_producer::{Config, ConnectError, Producer, PublishError, PublishOptions, Receipt};
 use futures_util::{StreamExt, future, stream};
 use tokio::io::copy_bidirectional;
@@ -340,4 +341,43 @@ async fn with_the_broker_away_everybody_is_told_by_the_deadline() {
         let PublishError::Unconfirmed { may_have_arrived, .. } = &error else { panic!("{error}") };
         assert!(!may_have_arrived && error.to_string().contains("127.0.0.1:1"), "{error}");
     }
+}
+
+#[tokio::test]
+async fn a_connection_cut_at_any_step_of_its_handshake_is_opened_again_at_once() {
+    let broker = broker().await;
+    for step in 0..8 {
+        let proxy = Proxy::to(&broker.address()).await;
+        let frames = AtomicUsize::new(0);
+        proxy.meddle(move |_| {
+            let cut = frames.fetch_add(1, Ordering::AcqRel) == step;
+            if cut { Meddle::Cut } else { Meddle::Pass }
+        });
+        let producer = Producer::new(&through(&proxy.url(), &broker.config()));
+        // Far below the deadline after which a broker that says nothing is given up.
+        let options = PublishOptions::new().deadline(Duration::from_secs(8)).queue("notes");
+        let published = producer.publish_with(&note(1), options).await;
+        published.unwrap_or_else(|error| panic!("cut at frame {step}: {error}"));
+        producer.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_connect_that_is_never_answered_does_not_hold_up_the_next() {
+    let broker = broker().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("amqp://guest:guest@{}/%2f", listener.local_addr().unwrap());
+    let target = broker.address();
+    let serve = tokio::spawn(async move {
+        let (_silent, _) = listener.accept().await.unwrap();
+        loop {
+            let (mut client, _) = listener.accept().await.unwrap();
+            let mut server = TcpStream::connect(&target).await.unwrap();
+            tokio::spawn(async move { copy_bidirectional(&mut client, &mut server).await });
+        }
+    });
+    let producer = Producer::new(&through(&url, &broker.config()));
+    // Far below the deadline after which a broker that says nothing is given up.
+    publish(&producer, 1, within_secs(8)).await.unwrap();
+    serve.abort();
 }

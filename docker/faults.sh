@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Runs the fault suite for as long as it is told: no job is lost, whatever breaks.
+set -euo pipefail
+exec </dev/null # nothing here may wait for an answer
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=docker/lib.sh
+. docker/lib.sh
+
+usage() {
+    cat <<'TEXT'
+usage: docker/faults.sh [--minutes N] [--fault NAME] [--seed S] [--keep] [--write]
+       docker/faults.sh --list | --help
+
+Repeats every fault with random timing for N minutes, each at least once, and prints a table.
+Ends with 1 if a job was lost, dead or run again without need, or if a worker did not consume again
+within 2 s of the broker's first answer.
+
+  --minutes N   how long, in minutes (default: 10)
+  --fault NAME  only the faults with NAME in their name
+  --seed S      a number; the seed of round n is S + n. A red row tells its own, and
+                --fault NAME --seed S begins with it
+  --keep        keeps records and logs of good runs, too; those of bad ones always stay
+  --write       puts the table into docs/reliability.md
+  --list        the names of all faults
+
+The image is the one named in producer/src/rabbitmq-image, or in FOREBAY_RABBITMQ_IMAGE.
+TEXT
+}
+
+main() {
+    local list=''
+    export FOREBAY_FAULTS_MINUTES=10
+    while [ $# -gt 0 ]; do
+        case $1 in
+            --minutes) value "$@"; FOREBAY_FAULTS_MINUTES=$2; shift ;;
+            --fault) value "$@"; export FOREBAY_FAULTS_ONLY=$2; shift ;;
+            --seed) value "$@"; export FOREBAY_FAULTS_SEED=$2; shift ;;
+            --keep) export FOREBAY_FAULTS_KEEP=true ;;
+            --write) export FOREBAY_FAULTS_WRITE=$PWD/docs/reliability.md ;;
+            --list) list=1 ;;
+            -h | --help) usage; exit ;;
+            *) die "unknown option '$1'" "see docker/faults.sh --help" ;;
+        esac
+        shift
+    done
+    [[ $FOREBAY_FAULTS_MINUTES =~ ^[0-9]+([.][0-9]+)?$ ]] ||
+        die "--minutes '$FOREBAY_FAULTS_MINUTES' is not a number" "for example: --minutes 30"
+    [[ ${FOREBAY_FAULTS_SEED:-0} =~ ^[0-9]{1,18}$ ]] ||
+        die "--seed '$FOREBAY_FAULTS_SEED' is not a number of up to 18 digits" "for example: --seed 7"
+    [ -z "${AMQP_URL:-}" ] || say "AMQP_URL is set: faults that leave the broker alone use that one"
+    if [ "$list" ]; then
+        suite 2>/dev/null | sed -n 's/^fault: //p'
+        exit
+    fi
+    ensure_docker
+    docker/rabbitmq/obtain.sh "${FOREBAY_RABBITMQ_IMAGE:-$(<producer/src/rabbitmq-image)}"
+    # The clock of a worker is turned with libfaketime; without it that fault is left out.
+    ! is_root_on_debian || apt_install libfaketime
+    suite
+}
+
+# value OPTION [VALUE]: the option has one.
+value() { [ $# -ge 2 ] || die "$1 needs a value" "see docker/faults.sh --help"; }
+
+suite() {
+    FOREBAY_FAULTS_LIST=$list cargo test --quiet --package forebay-worker --all-features --locked \
+        --test faults -- --exact campaign::no_fault_loses_a_job --nocapture
+}
+
+main "$@"

@@ -1,0 +1,111 @@
+//! One run of one fault, from the first worker to the verdict.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use fastrand::Rng;
+use forebay_producer::Producer;
+use forebay_worker::testing::OwnBroker;
+use tokio::sync::watch;
+use tokio::time;
+
+use crate::checker::{self, Verdict};
+use crate::fault::Fault;
+use crate::record::{self, Event};
+use crate::site::Site;
+use crate::workload::{self, Item, Script, Step};
+use crate::{leftover, table};
+
+/// Longest that one run may take.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+/// Runs it once. What went wrong is explained in the error or in the verdict's report.
+pub(crate) async fn once(
+    fault: &'static Fault,
+    own: Option<Arc<OwnBroker>>,
+    seed: u64,
+    folder: &Path,
+) -> anyhow::Result<(Verdict, Option<String>)> {
+    let run = run(fault, own, seed, folder);
+    let verdict = time::timeout(PATIENCE, run).await.context("the run took too long")??;
+    let late = verdict.recovery.is_some_and(|time| time > table::LIMIT);
+    let report = (verdict.is_red() || late).then(|| table::report(&verdict, folder, seed));
+    Ok((verdict, report))
+}
+
+async fn run(
+    fault: &'static Fault,
+    own: Option<Arc<OwnBroker>>,
+    seed: u64,
+    folder: &Path,
+) -> anyhow::Result<Verdict> {
+    let mut rng = Rng::with_seed(seed);
+    let (tell, published) = watch::channel(false);
+    let plan = (fault.plan)();
+    let mut site = Site::open(own, plan.clone(), folder, published).await?;
+    (fault.before)(&mut site, &mut rng).await.context("preparing the fault")?;
+    for _ in 0..plan.workers {
+        site.hire()?;
+    }
+    if fault.workers_first {
+        site.all_consume().await?;
+    }
+    let items = plan.items(&mut rng);
+    let (producer, recorder) = (Producer::new(&site.publishers()?), site.record.clone());
+    let publishing = tokio::spawn(async move {
+        workload::publish(producer, recorder, items, plan.span).await;
+        tell.send_replace(true);
+    });
+    (fault.strike)(&mut site, &mut rng).await.context("the fault")?;
+    publishing.await?;
+    site.all_settled().await?;
+    everybody_works(&site).await?;
+    site.all_settled().await?;
+    site.dismiss_all().await?;
+    note_panics(&site)?;
+    let found = leftover::read(&site).await?;
+    Ok(checker::check(&record::read_all(folder)?, &found, &fault.rules))
+}
+
+/// No script panics: a panic in a log is one of ours, or of what we are built on.
+fn note_panics(site: &Site) -> anyhow::Result<()> {
+    for file in std::fs::read_dir(&site.folder)? {
+        let path = file?.path();
+        if path.extension().is_some_and(|extension| extension == "log") {
+            let text = std::fs::read_to_string(&path)?;
+            if let Some(line) = text.lines().find(|line| line.contains("panicked at")) {
+                site.record.note(Event::Broken { what: line.to_owned() });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Publishes until every worker has run one more job: none has fallen silent.
+async fn everybody_works(site: &Site) -> anyhow::Result<()> {
+    let since = site.record.now();
+    let producer = site.producer();
+    for n in 0..600 {
+        let step = Step { script: Script::Quick, ms: 1 };
+        let item = Item { id: format!("last-{n:03}"), step, delay: None, new_kind: false };
+        workload::publish_one(&producer, &site.record, &item).await;
+        let entries = record::read_all(&site.folder)?;
+        let ran = |who: &str| {
+            let mut begun = entries.iter().filter(|entry| entry.at > since && entry.who == who);
+            begun.any(|entry| matches!(entry.event, Event::Begun { .. }))
+        };
+        let waiting: Vec<_> =
+            site.crew.iter().map(|member| &member.who).filter(|who| !ran(who)).collect();
+        if waiting.is_empty() {
+            break;
+        }
+        if n == 599 {
+            site.record.note(Event::Broken { what: format!("{waiting:?} run nothing any more") });
+        }
+        time::sleep(Duration::from_millis(if n < 50 { 20 } else { 50 })).await;
+    }
+    producer.close().await;
+    Ok(())
+}
