@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use anyhow::anyhow;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use forebay_worker::{JobError, JobResult};
+use forebay_worker::{JobError, JobResult, without_value};
 use lettre::message::header::{ContentTransferEncoding, ContentType, HeaderName, HeaderValue};
 use lettre::message::{Body, Mailbox, MessageBuilder, MultiPart, SinglePart};
 use lettre::{Address, Message, address::Envelope};
@@ -101,7 +101,8 @@ impl Rules {
     pub(super) fn mail(&self, payload: &[u8], job_id: &str) -> JobResult<Mail> {
         let job: Job = serde_json::from_slice(payload).map_err(|error| {
             rejected(format!(
-                "a job looks like {{\"to\": …, \"subject\": …, \"text\": …}}: {error}"
+                "a job looks like {{\"to\": …, \"subject\": …, \"text\": …}}: {}",
+                without_value(&error.to_string())
             ))
         })?;
         let from = self.sender(job.from.as_deref())?;

@@ -276,11 +276,11 @@ impl Ears<'_> {
             Message::Ready { .. } if self.dying.load(Ordering::Relaxed) => {}
             Message::Ready { jobs } => match self.lines.take() {
                 Some(lines) => self.ready(jobs, lines),
-                None => self.puzzle("child process said again that it is ready", line),
+                None => self.puzzle("child process said again that it is ready", "", line),
             },
             Message::Answer { run, answer } => {
                 if !self.pool.answer(self.pid, &run, answer) {
-                    self.puzzle("child process answered a run that it does not have", line);
+                    self.puzzle("child process answered a run that it does not have", &run, line);
                 }
             }
             Message::Progress { run, progress } => {
@@ -288,11 +288,13 @@ impl Ears<'_> {
                 match on_progress {
                     Ok(Some(on_progress)) => on_progress(progress),
                     Ok(None) => {}
-                    Err(()) => self.puzzle("child process told of a run it does not have", line),
+                    Err(()) => {
+                        self.puzzle("child process told of a run it does not have", &run, line);
+                    }
                 }
             }
             Message::Unknown => {
-                self.puzzle("child process said what this worker does not know", line)
+                self.puzzle("child process said what this worker does not know", "", line);
             }
         }
         Ok(())
@@ -310,12 +312,14 @@ impl Ears<'_> {
         self.pool.open(pid, Listed::new(lines, Arc::clone(&self.wake), places, left));
     }
 
-    fn puzzle(&mut self, what: &'static str, line: &[u8]) {
-        let (server, pid, begin) = (&*self.pool.name, self.pid, protocol::beginning(line));
+    /// The line itself is not shown: it may be a result.
+    fn puzzle(&mut self, what: &'static str, run: &str, line: &[u8]) {
+        let (server, pid, length) = (&*self.pool.name, self.pid, line.len());
+        let run = protocol::beginning(run.as_bytes());
         if std::mem::replace(&mut self.puzzled, true) {
-            debug!(server, pid, line = begin, "{what}; it is ignored");
+            debug!(server, pid, run, length, "{what}; it is ignored");
         } else {
-            warn!(server, pid, line = begin, "{what}; it is ignored, and so are further ones");
+            warn!(server, pid, run, length, "{what}; it is ignored, and so are further ones");
         }
     }
 }
