@@ -159,15 +159,15 @@ async fn what_a_function_raises_decides_what_becomes_of_the_job() {
 async fn a_function_that_exits_or_is_cancelled_is_answered_as_failed() {
     let site = python(
         "",
-        "import asyncio\n\
-         async def cancelled(): raise asyncio.CancelledError('enough')\n\
-         def run(what, cx):\n    \
+        "def run(what, cx):\n    \
+             import asyncio\n    \
+             async def cancelled(): raise asyncio.CancelledError('enough')\n    \
              note('pids', os.getpid())\n    \
              if cx.attempt > 1: return what\n    \
              if what == 'exit': sys.exit(3)\n    \
              return cancelled()",
-    );
-    let site = site.await;
+    )
+    .await;
     let run = site.run().await;
     for (what, why) in [("exit", "SystemExit: 3"), ("cancel", "CancelledError: enough")] {
         assert_eq!(site.call(json!(what)).await.unwrap(), json!(what));
@@ -479,6 +479,24 @@ async fn term_lets_a_running_job_finish_and_its_process_end_by_itself() {
     assert!(summary.starts_with("done 1, retried 0, dead 0, "), "{summary}");
     assert_eq!(site.appeared("bye").await, pid);
     assert!(!alive(&pid));
+}
+
+#[tokio::test]
+async fn another_signal_ends_a_program_that_does_not_want_to_end() {
+    let site = Site::with("serve = [\"sh\", \"stubborn.sh\"]").await;
+    let stubborn = "trap '' TERM; echo '{\"type\": \"ready\"}' >&3; echo $$ > pid.new\n\
+                    mv pid.new pid; while :; do sleep 0.05; done\n";
+    site.write("stubborn.sh", stubborn);
+    let run = site.run().await;
+    let pid = site.appeared("pid").await;
+    run.signal(Signal::TERM);
+    run.logged("the worker has ended", says("drained", "")).await;
+    assert_eq!(run.page("/livez").await.0, 200);
+    run.signal(Signal::TERM);
+    run.logged("it obeys", says("ending at once; programs are killed", "")).await;
+    let (status, summary) = run.ended().await;
+    assert_eq!(status.code(), Some(0), "{summary}");
+    eventually("the program is gone", async || !alive(&pid)).await;
 }
 
 #[tokio::test]
