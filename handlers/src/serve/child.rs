@@ -25,6 +25,7 @@ use super::voice::{self, Speaker, Tail};
 use crate::capture::Capture;
 use crate::exec::{Ending, colon};
 use crate::process::{self, Group, LEFTOVERS, MERCY, Started};
+use crate::telemetry::End;
 
 /// How long a child may take to end by itself once its standard input is closed.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -39,8 +40,8 @@ pub(super) enum Life {
     Finished,
     /// The pool ends.
     Stopped,
-    /// It ought not to have ended. `cause` is a word for metrics; `healthy` if it had answered jobs.
-    Failed { cause: &'static str, why: String, healthy: bool },
+    /// It ought not to have ended. `healthy` if it had answered jobs.
+    Failed { end: End, why: String, healthy: bool },
 }
 
 /// Why a child has to end, or has ended.
@@ -63,7 +64,7 @@ pub(super) async fn live(pool: &Pool) -> Life {
         Ok(started) => started,
         Err(error) => {
             let why = pool.exec.not_started(&error);
-            return Life::Failed { cause: "not_started", why, healthy: false };
+            return Life::Failed { end: End::NotStarted, why, healthy: false };
         }
     };
     let pid = child.id().unwrap_or_default();
@@ -117,7 +118,7 @@ pub(super) async fn live(pool: &Pool) -> Life {
         }
     };
     dying.store(true, Ordering::Relaxed);
-    pool.roster().close(pid);
+    pool.close_child(pid);
     let rest = async {
         // What it says until it has ended counts, unless it was nonsense that ends it.
         if !heard {
@@ -188,7 +189,7 @@ async fn ended(
 fn conclude(pool: &Pool, pid: u32, cause: Cause, end: Option<ExitStatus>, tail: &Tail) -> Life {
     let name = format!("`{}` (process {pid})", pool.exec.name());
     let said = colon(&tail.lock().unwrap_or_else(PoisonError::into_inner));
-    let (word, what) = match (cause, end) {
+    let (how, what) = match (cause, end) {
         (Cause::Finished, _) => {
             pool.lose(pid, true, |_| String::new());
             return Life::Finished;
@@ -201,17 +202,19 @@ fn conclude(pool: &Pool, pid: u32, cause: Cause, end: Option<ExitStatus>, tail: 
             let why = "was ended: a run went on for 5 s after it was cancelled";
             let other = "no attempt is used, since that was another job's run";
             let healthy = pool.lose(pid, true, |_| format!("{name} {why}; {other}"));
-            return Life::Failed { cause: "hung", why: format!("{name} {why}{said}"), healthy };
+            return Life::Failed { end: End::Hung, why: format!("{name} {why}{said}"), healthy };
         }
         (Cause::NotReady, _) => {
             let limit = humantime::format_duration(pool.options.start_timeout);
             let what = format!("was ended: it did not say that it is ready within {limit}");
-            ("not_ready", what)
+            (End::NotReady, what)
         }
-        (Cause::Broken(what), _) => ("broken", format!("was ended: it {what}")),
-        (Cause::Closed(what), None) => ("broken", format!("was ended: it {what}")),
-        (Cause::Ended(_) | Cause::Closed(_), Some(status)) => ("died", Ending(status).to_string()),
-        (Cause::Ended(error), None) => ("died", format!("is lost: {error:?}")),
+        (Cause::Broken(what), _) => (End::Broken, format!("was ended: it {what}")),
+        (Cause::Closed(what), None) => (End::Broken, format!("was ended: it {what}")),
+        (Cause::Ended(_) | Cause::Closed(_), Some(status)) => {
+            (End::Died, Ending(status).to_string())
+        }
+        (Cause::Ended(error), None) => (End::Died, format!("is lost: {error:?}")),
     };
     let ready = pool.roster().next(pid) != Next::Starting;
     let healthy = pool.lose(pid, false, |runs| {
@@ -222,8 +225,8 @@ fn conclude(pool: &Pool, pid: u32, cause: Cause, end: Option<ExitStatus>, tail: 
         };
         format!("{name} {what}, while it ran this job{beside}{said}")
     });
-    let early = if ready || word == "not_ready" { "" } else { ", before it was ready" };
-    Life::Failed { cause: word, why: format!("{name} {what}{early}{said}"), healthy }
+    let early = if ready || how == End::NotReady { "" } else { ", before it was ready" };
+    Life::Failed { end: how, why: format!("{name} {what}{early}{said}"), healthy }
 }
 
 /// Reads lines from descriptor 3 until it is closed, or a line is too long or makes no sense.

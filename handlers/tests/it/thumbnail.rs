@@ -365,6 +365,9 @@ async fn a_picture_too_large_to_decode_is_refused_by_its_header() {
     let words = strict.refused("a.png", "b.png", json!({ "width": 10 })).await;
     assert!(words.contains("3000 bytes, more than the 2000 of `max_file`"), "{words}");
     strict.write("a.png", &encoded(photo(9, 9), ImageFormat::Png));
+    // Nearly as large as the picture: the sharp filter would take more memory than there is.
+    let (_, made) = strict.made("a.png", "b.png", json!({ "width": 8 })).await;
+    assert_eq!((made.width(), made.height()), (8, 8));
     let words = strict.refused("a.png", "b.png", json!({ "width": 11, "upscale": true })).await;
     assert!(words.contains("11 × 11 pixels, more than the 100 of `max_pixels`"), "{words}");
 }
