@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
 use bytes::Bytes;
-use forebay_worker::{Context, JobError, JobResult, Output};
+use forebay_worker::{Context, JobError, JobResult, Output, without_value};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
@@ -79,7 +79,8 @@ impl FileDigest {
 
     fn run(&self, payload: &[u8], stop: impl Fn() -> bool) -> JobResult<Output> {
         let job: Job = serde_json::from_slice(payload).map_err(|error| {
-            JobError::reject(anyhow!("a job looks like {{\"path\": …}}: {error}"))
+            let why = without_value(&error.to_string());
+            JobError::reject(anyhow!("a job looks like {{\"path\": …}}: {why}"))
         })?;
         let mut file = self.roots.open(&job.path)?;
         let (sha256, bytes) = digest(&mut file, stop)?;
@@ -232,6 +233,9 @@ mod tests {
             let digest = FileDigest::new([&folders.inside]).unwrap();
             assert!(rejected(&fate(digest, payload).await, "a job looks like"));
         }
+        let digest = FileDigest::new([&folders.inside]).unwrap();
+        let fate = fate(digest, json!({ "path": 4711 })).await;
+        assert!(rejected(&fate, "invalid type, expected") && !format!("{fate:?}").contains("4711"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! addresses that are allowed only.
 
 mod address;
+mod body;
 mod handover;
 mod mail;
 mod server;

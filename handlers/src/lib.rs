@@ -7,13 +7,15 @@
 //!
 //! # Features
 //!
-//! All are on by default; a library does well with `default-features = false` and those it needs.
+//! All but `otel` are on by default; a library does well with `default-features = false` and those
+//! it needs.
 //!
 //! | feature | brings |
 //! |---|---|
 //! | `cli` | the binary `forebay-run` |
 //! | `email` | `email.send`: `Email`, with the crate lettre |
 //! | `image` | `image.thumbnail`: `Thumbnail`, with the crate image, for JPEG, PNG, WebP and GIF |
+//! | `otel` | `forebay-run` exports spans over OTLP when `OTEL_EXPORTER_OTLP_ENDPOINT` is set |
 
 pub mod app;
 mod capture;
@@ -30,6 +32,7 @@ mod process;
 mod roots;
 mod serve;
 mod signature;
+mod telemetry;
 #[cfg(feature = "image")]
 mod thumbnail;
 
@@ -42,5 +45,6 @@ pub use manifest::{Fault, Faults, Manifest};
 pub use roots::RootsError;
 pub use serve::{Server, ServerOptions, ServerStatus};
 pub use signature::{InvalidSecret, Secret};
+pub use telemetry::describe_metrics;
 #[cfg(feature = "image")]
 pub use thumbnail::{PictureFormat, Thumbnail, ThumbnailOptions};

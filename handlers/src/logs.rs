@@ -111,10 +111,13 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>, P: Paper> Layer<S> for JsonLines<P>
     }
 
     fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
+        // A value's `Debug` is anybody's code, which may log or panic: never under the lock.
+        let mut more = Fields::default();
+        values.record(&mut more);
         if let Some(span) = context.span(id)
             && let Some(fields) = span.extensions_mut().get_mut::<Fields>()
         {
-            values.record(fields);
+            fields.put_all(more);
         }
     }
 
@@ -177,8 +180,12 @@ impl Visit for Fields {
 
 impl Fields {
     fn put(&mut self, field: &Field, value: impl Into<Value>) {
-        self.0.retain(|(name, _)| *name != field.name());
-        self.0.push((field.name(), value.into()));
+        self.put_all(Self(vec![(field.name(), value.into())]));
+    }
+
+    fn put_all(&mut self, more: Self) {
+        self.0.retain(|(name, _)| more.0.iter().all(|(newer, _)| newer != name));
+        self.0.extend(more.0);
     }
 
     fn take(&mut self, name: &str) -> Option<Value> {
@@ -283,6 +290,26 @@ mod tests {
                 "queue": "inner", "late": 0.5, "job.id": "1",
             })
         );
+    }
+
+    #[test]
+    fn a_value_may_do_what_it_likes_while_it_is_shown() {
+        struct Busy(tracing::Span);
+        impl std::fmt::Debug for Busy {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                // Takes the same lock as a log line within the span.
+                self.0.record("inner", 1);
+                f.write_str("busy")
+            }
+        }
+        let lines = written(|| {
+            let empty = tracing::field::Empty;
+            let job = info_span!("job", inner = empty, late = empty);
+            let _in_job = job.enter();
+            job.record("late", tracing::field::debug(Busy(job.clone())));
+            info!("done");
+        });
+        assert_eq!((&lines[0]["inner"], &lines[0]["late"]), (&json!(1), &json!("busy")));
     }
 
     #[test]

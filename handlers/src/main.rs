@@ -10,6 +10,7 @@ mod spans;
 mod table;
 
 use std::io::{self, Write};
+use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ use tracing::error;
 use crate::arguments::Arguments;
 use crate::operation::Operation;
 use crate::operation::probe::Probe;
-use crate::signals::Signals;
+use crate::signals::{Cut, Signals};
 use crate::spans::Spans;
 
 /// How the process ends; `--help` lists them.
@@ -109,7 +110,7 @@ fn run(app: App, config: &Config, operation: Operation) -> ExitCode {
 }
 
 async fn serve(app: App, config: &Config, operation: Operation) -> ExitCode {
-    let signals = match Signals::listen() {
+    let mut signals = match Signals::listen() {
         Ok(signals) => signals,
         Err(error) => {
             error!(%error, "signals cannot be listened to");
@@ -123,13 +124,22 @@ async fn serve(app: App, config: &Config, operation: Operation) -> ExitCode {
     let running = app.worker.start(config);
     let controls = running.controls();
     let answering = operation.begin(controls.clone());
-    let obey = tokio::spawn(signals.obey(controls.clone(), servers.clone(), grace));
-    let ended = running.finished().await;
-    let unfinished = signals::was_cut_short(obey).await;
-    if !unfinished {
-        // Otherwise the guardian sees to them.
-        join_all(servers.iter().map(Server::close)).await;
+    let mut finished = pin!(running.finished());
+    let (ended, cut) = tokio::select! {
+        biased;
+        // Cancel-safe: what signals have come is seen later.
+        cut = signals.obey(&controls, &servers, grace) => (finished.await, Some(cut)),
+        ended = &mut finished => (ended, None),
+    };
+    if cut.is_none() {
+        answering.closing();
+        tokio::select! {
+            _ = join_all(servers.iter().map(Server::close)) => {}
+            // Then, and if the end was cut short, the guardian sees to them.
+            () = signals.hurry(&controls, &servers) => {}
+        }
     }
+    let unfinished = cut == Some(Cut::Jobs);
     print(&controls.summary().to_string());
     answering.end();
     match ended {

@@ -10,6 +10,8 @@ mod process;
 mod server;
 
 use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -37,8 +39,16 @@ struct Site {
     scrape: PrometheusHandle,
 }
 
+/// What the worker tells, and how long ago it was seen to turn.
+#[derive(Clone)]
+pub(crate) struct Pulse {
+    pub(crate) controls: Controls,
+    closing: Arc<AtomicBool>,
+}
+
 /// The answering thread.
 pub(crate) struct Answering {
+    closing: Arc<AtomicBool>,
     stop: oneshot::Sender<()>,
     thread: Option<thread::JoinHandle<()>>,
 }
@@ -74,24 +84,41 @@ pub(crate) fn open(stated: Option<&Listen>) -> Result<Operation, String> {
     Ok(Operation { site, notifier: Notifier::from_environment() })
 }
 
+impl Pulse {
+    /// No time at all while the programs of a worker that has ended are awaited.
+    pub(crate) fn since_tick(&self) -> Duration {
+        match self.closing.load(Ordering::Relaxed) {
+            true => Duration::ZERO,
+            false => self.controls.since_tick(),
+        }
+    }
+}
+
 impl Operation {
     /// Answers until told to end.
     pub(crate) fn begin(self, controls: Controls) -> Answering {
         let (stop, stopped) = oneshot::channel();
+        let closing = Arc::<AtomicBool>::default();
         let idle = self.site.is_none() && self.notifier.is_none();
         let thread = (!idle).then(|| {
             let name = thread::Builder::new().name("forebay pages".to_owned());
-            name.spawn(move || answer(self, &controls, stopped))
+            let pulse = Pulse { controls, closing: Arc::clone(&closing) };
+            name.spawn(move || answer(self, &pulse, stopped))
         });
         let thread = thread.transpose().unwrap_or_else(|error| {
             error!(%error, "no thread for health checks and metrics");
             None
         });
-        Answering { stop, thread }
+        Answering { closing, stop, thread }
     }
 }
 
 impl Answering {
+    /// The worker has ended, and its clock with it; its programs have a few seconds left.
+    pub(crate) fn closing(&self) {
+        self.closing.store(true, Ordering::Relaxed);
+    }
+
     /// Ends the thread, after a last word to the service manager.
     pub(crate) fn end(self) {
         drop(self.stop);
@@ -103,7 +130,7 @@ impl Answering {
     }
 }
 
-fn answer(operation: Operation, controls: &Controls, stopped: oneshot::Receiver<()>) {
+fn answer(operation: Operation, pulse: &Pulse, stopped: oneshot::Receiver<()>) {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return error!(%error, "no health checks and metrics"),
@@ -113,8 +140,8 @@ fn answer(operation: Operation, controls: &Controls, stopped: oneshot::Receiver<
         tokio::select! {
             // The others never end; what is cut off here is an answer that nobody will miss.
             _ = stopped => {}
-            () = pages(site, controls.clone()) => {}
-            () = notify::keep(notifier.as_ref(), controls) => {}
+            () = pages(site, pulse.clone()) => {}
+            () = notify::keep(notifier.as_ref(), pulse) => {}
         }
     });
     if let Some(notifier) = &notifier {
@@ -122,7 +149,7 @@ fn answer(operation: Operation, controls: &Controls, stopped: oneshot::Receiver<
     }
 }
 
-async fn pages(site: Option<Site>, controls: Controls) {
+async fn pages(site: Option<Site>, pulse: Pulse) {
     let Some(Site { listener, scrape }) = site else { return std::future::pending().await };
     say_where(&listener);
     let fold = scrape.clone();
@@ -134,7 +161,7 @@ async fn pages(site: Option<Site>, controls: Controls) {
     };
     tokio::select! {
         // Neither ends.
-        () = server::serve(listener, server::Site { controls, scrape }) => {}
+        () = server::serve(listener, server::Site { pulse, scrape }) => {}
         () = folding => {}
     }
 }

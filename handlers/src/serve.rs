@@ -3,6 +3,7 @@
 //! the run, on file descriptor 3.
 
 mod child;
+mod ears;
 mod pool;
 mod protocol;
 mod roster;

@@ -7,12 +7,19 @@ use std::time::Duration;
 use forebay_handlers::{Server, ServerStatus};
 use forebay_worker::Controls;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 /// The worker's own default, if the manifest says nothing.
 const GRACE: Duration = Duration::from_secs(25);
+
+/// What was cut short.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cut {
+    Jobs,
+    /// Told to end at once while no job ran.
+    Nothing,
+}
 
 /// Signals are kept from the moment this exists.
 #[derive(Debug)]
@@ -31,32 +38,38 @@ impl Signals {
         })
     }
 
-    /// Obeys until jobs have to be cut short, by a second signal or because the grace period is
-    /// over, and says whether any were.
+    /// Obeys until the worker has to end at once, by a second signal or because the grace period is
+    /// over.
     pub(crate) async fn obey(
-        mut self,
-        controls: Controls,
-        servers: Vec<Server>,
+        &mut self,
+        controls: &Controls,
+        servers: &[Server],
         grace: Option<Duration>,
-    ) -> bool {
-        let signal = self.next(&controls, &servers).await;
+    ) -> Cut {
+        let signal = self.next(controls, servers).await;
         info!(signal, running = controls.running().len(), "draining; another signal ends at once");
-        list(&controls, &servers);
+        list(controls, servers);
         controls.drain();
         let end = Instant::now() + grace.unwrap_or(GRACE);
         tokio::select! {
             // Cancel-safe: a signal that has come is seen by the next call.
-            signal = self.next(&controls, &servers) => {
+            signal = self.next(controls, servers) => {
                 let running = controls.running().len();
                 warn!(signal, running, "ending at once");
-                list(&controls, &servers);
+                list(controls, servers);
                 controls.force();
                 // Shells and supervisors like to send the same signal twice.
-                running > 0
+                if running > 0 { Cut::Jobs } else { Cut::Nothing }
             }
             // Cancel-safe, a clock. The worker ends sooner unless something still runs.
-            () = sleep_until(end) => true,
+            () = sleep_until(end) => Cut::Jobs,
         }
+    }
+
+    /// Waits for a signal to end, when the worker has ended and its programs have not.
+    pub(crate) async fn hurry(&mut self, controls: &Controls, servers: &[Server]) {
+        let signal = self.next(controls, servers).await;
+        warn!(signal, "ending at once; programs are killed");
     }
 
     /// The next signal to end; on the way, USR1 is answered.
@@ -70,12 +83,6 @@ impl Signals {
             }
         }
     }
-}
-
-/// Whether jobs were cut short; to be asked when the worker has ended.
-pub(crate) async fn was_cut_short(obey: JoinHandle<bool>) -> bool {
-    obey.abort();
-    obey.await.unwrap_or(false)
 }
 
 /// One line for every queue, every server and every running job.

@@ -3,6 +3,7 @@
 //! not at all, its size and format; from and to the configured folders only.
 
 mod fit;
+mod memory;
 mod picture;
 
 use std::fs::File;
@@ -12,15 +13,20 @@ use std::sync::Arc;
 
 use anyhow::anyhow;
 use bytes::Bytes;
-use forebay_worker::{Context, JobError, JobResult, Output};
+use forebay_worker::{Context, JobError, JobResult, Output, without_value};
 use serde::{Deserialize, Serialize};
 
 use crate::roots::{Roots, RootsError};
 use fit::Fit;
+use memory::Memory;
 use picture::{Finish, Picture};
 
 /// The longest side of a thumbnail.
 const LONGEST: u32 = 10_000;
+
+/// What all runs together hold at once, for each of `max_pixels`: the deepest picture, 16 bits each
+/// of red, green, blue and alpha, twice.
+const BYTES_A_PIXEL: u64 = 16;
 
 /// A format of pictures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,9 +87,10 @@ pub struct ThumbnailOptions {
 /// output outside or that is no regular file, and a payload of another shape make the job a dead
 /// letter. What a person can mend (no space, no permission) is retried.
 ///
-/// A job holds the file in memory, the picture (3 or 4 bytes for each pixel; 6 or 8 with 16 bits a
-/// channel) and what the decoder needs. A decoder cannot be interrupted: after a timeout it runs on to its
-/// end and keeps its place meanwhile.
+/// All runs of one `Thumbnail` and its clones together hold up to 16 bytes for each of
+/// [`max_pixels`](ThumbnailOptions::max_pixels), 400 MB by default, besides their files: a run that
+/// finds no room waits for the others. A decoder cannot be interrupted: after a timeout it runs on
+/// to its end and keeps its place meanwhile.
 ///
 /// ```
 /// use forebay_handlers::{Thumbnail, ThumbnailOptions};
@@ -104,6 +111,7 @@ pub struct Thumbnail {
     max_pixels: u64,
     max_file: u64,
     formats: Arc<[PictureFormat]>,
+    memory: Arc<Memory>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -163,13 +171,14 @@ impl ThumbnailOptions {
         Self {
             roots: roots.into_iter().map(Into::into).collect(),
             into: into.into_iter().map(Into::into).collect(),
-            max_pixels: 100_000_000,
+            max_pixels: 25_000_000,
             max_file: 100_000_000,
             formats: PictureFormat::ALL.to_vec(),
         }
     }
 
-    /// Sets how many pixels a picture may have, width × height. Default: 100 million.
+    /// Sets how many pixels a picture may have, and a thumbnail, width × height. With it goes the
+    /// memory that all runs share, 16 bytes for each. Default: 25 million.
     pub fn max_pixels(mut self, pixels: u64) -> Self {
         self.max_pixels = pixels;
         self
@@ -203,6 +212,7 @@ impl Thumbnail {
             max_pixels: options.max_pixels,
             max_file: options.max_file,
             formats: options.formats.clone().into(),
+            memory: Arc::new(Memory::new(options.max_pixels.saturating_mul(BYTES_A_PIXEL))),
         })
     }
 
@@ -217,7 +227,8 @@ impl Thumbnail {
     fn run(&self, payload: &[u8], stop: impl Fn() -> bool) -> JobResult<Output> {
         let job: Job = serde_json::from_slice(payload).map_err(|error| {
             JobError::reject(anyhow!(
-                "a job looks like {{\"path\": …, \"output\": …, \"width\": …}}: {error}"
+                "a job looks like {{\"path\": …, \"output\": …, \"width\": …}}: {}",
+                without_value(&error.to_string())
             ))
         })?;
         let finish = job.finish()?;
@@ -236,11 +247,22 @@ impl Thumbnail {
                 job.path.display()
             )));
         }
+        if u64::from(width) * u64::from(height) > self.max_pixels {
+            return Err(JobError::reject(anyhow!(
+                "the thumbnail of `{}` would have {width} × {height} pixels, more than the {} of \
+                 `max_pixels`",
+                job.path.display(),
+                self.max_pixels
+            )));
+        }
         let place = self.into.place(&job.output)?;
         if place.is_taken_by(&file)? {
             let output = job.output.display();
             return Err(JobError::reject(anyhow!("`{output}` would replace the picture itself")));
         }
+        let Some(_share) = self.memory.share(picture.memory(plan), &stop) else {
+            return Err(about(JobError::retry(anyhow!("stopped while it waited for memory"))));
+        };
         let thumbnail = picture.thumbnail(plan, finish, &stop).map_err(about)?;
         place.write(&thumbnail)?;
         let made = Made {

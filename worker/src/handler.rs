@@ -273,8 +273,16 @@ fn from_json<J: serde::de::DeserializeOwned>(payload: &[u8]) -> Result<J, Undeco
     Err(Undecoded::OtherShape(why))
 }
 
-/// serde's words without the value that it found: this goes into the log, a payload does not.
-fn without_value(words: &str) -> String {
+/// What serde says about JSON of another shape, without the value that it found there: such words
+/// go into logs and dead letters' histories, and a payload does not.
+///
+/// For handlers that read their payload themselves; of a typed one the worker does it.
+///
+/// ```
+/// let error = serde_json::from_str::<u64>("\"hush\"").unwrap_err().to_string();
+/// assert_eq!(forebay_worker::without_value(&error), "invalid type, expected u64 at line 1 column 6");
+/// ```
+pub fn without_value(words: &str) -> String {
     let found = ["invalid type: ", "invalid value: ", "unknown variant "];
     let Some(kind) = found.iter().find(|kind| words.starts_with(**kind)) else {
         return words.to_owned();

@@ -36,7 +36,7 @@ pub use forebay_producer::{
     CallError, Config, ConfigError, ConnectError, Declare, Envelope, Failure, Job, Producer,
     PublishError, PublishOptions, QueueType, Reason, Receipt, TraceContext,
 };
-pub use handler::{HandlerOptions, Output};
+pub use handler::{HandlerOptions, Output, without_value};
 pub use idempotency::Idempotency;
 pub use meter::describe_metrics;
 pub use middleware::Next;

@@ -115,7 +115,7 @@ def _run(payload, cx, answers, running):
     try:
         answer = _answer(payload, cx)
         answers.send({"run": cx.run, **answer})
-    except Exception as error:  # the result is no JSON, or too large
+    except BaseException as error:  # the result is no JSON, or too large
         answers.send({"run": cx.run, "error": _why(error), "reject": isinstance(error, Reject)})
     finally:
         running.pop(cx.run, None)
@@ -133,7 +133,7 @@ def _answer(payload, cx):
         return {"error": str(error), "defer": error.seconds}
     except RetryAfter as error:
         return {"error": str(error), "retry_after": error.seconds}
-    except Exception as error:
+    except BaseException as error:  # sys.exit() ends the job, not this process
         traceback.print_exc()
         return {"error": _why(error)}
 

@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use super::{Missing, fault, program, program_remedy};
+use super::fault;
+use super::prepare::{Missing, program, program_remedy};
 use crate::manifest::{Fault, Function, Manifest, Runs, ServerSettings};
 use crate::serve::Server;
 

@@ -3,6 +3,7 @@
 //! and whether it is worth another try.
 
 use std::fmt;
+use std::sync::Arc;
 
 use anyhow::anyhow;
 use forebay_worker::{JobError, JobResult};
@@ -38,7 +39,11 @@ impl Server {
     ///
     /// All recipients or none: if one is refused, the mail is not sent to the others, so that the
     /// next try does not reach anybody twice.
-    pub(super) async fn hand_over(&self, mail: &Mail, deadline: Instant) -> JobResult<String> {
+    pub(super) async fn hand_over(
+        self: &Arc<Self>,
+        mail: &Mail,
+        deadline: Instant,
+    ) -> JobResult<String> {
         let mut connection = self.connection(deadline).await?;
         let talk = Talk { place: &self.place, deadline };
         let smtp = &mut connection.smtp;

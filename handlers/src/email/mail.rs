@@ -4,15 +4,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::Read;
 use std::path::PathBuf;
 
 use anyhow::anyhow;
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use forebay_worker::{JobError, JobResult};
-use lettre::message::header::{ContentTransferEncoding, ContentType, HeaderName, HeaderValue};
-use lettre::message::{Body, Mailbox, MessageBuilder, MultiPart, SinglePart};
+use forebay_worker::{JobError, JobResult, without_value};
+use lettre::message::header::{HeaderName, HeaderValue};
+use lettre::message::{Mailbox, MessageBuilder};
 use lettre::{Address, Message, address::Envelope};
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -23,7 +20,6 @@ use crate::roots::Roots;
 
 /// The most recipients of one mail: every server must take as many (RFC 5321, 4.5.3.1.8).
 const RECIPIENTS: usize = 100;
-const ATTACHMENTS: usize = 100;
 const HEADERS: usize = 50;
 
 /// Headers besides `X-…` and `List-…` that a payload may set.
@@ -59,7 +55,7 @@ pub(super) struct Mail {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Job {
+pub(super) struct Job {
     #[serde(default)]
     to: List,
     #[serde(default)]
@@ -70,26 +66,26 @@ struct Job {
     reply_to: List,
     from: Option<String>,
     subject: String,
-    text: Option<String>,
-    html: Option<String>,
+    pub(super) text: Option<String>,
+    pub(super) html: Option<String>,
     in_reply_to: Option<String>,
     #[serde(default)]
     headers: BTreeMap<String, String>,
     #[serde(default)]
-    attachments: Vec<Attachment>,
+    pub(super) attachments: Vec<Attachment>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Attachment {
-    path: Option<PathBuf>,
+pub(super) struct Attachment {
+    pub(super) path: Option<PathBuf>,
     /// In base64.
-    data: Option<String>,
-    name: Option<String>,
+    pub(super) data: Option<String>,
+    pub(super) name: Option<String>,
     #[serde(rename = "type")]
-    content_type: Option<String>,
+    pub(super) content_type: Option<String>,
     /// The name under which the HTML shows it, as `cid:NAME`.
-    inline: Option<String>,
+    pub(super) inline: Option<String>,
 }
 
 /// One text, or a list of them.
@@ -101,7 +97,8 @@ impl Rules {
     pub(super) fn mail(&self, payload: &[u8], job_id: &str) -> JobResult<Mail> {
         let job: Job = serde_json::from_slice(payload).map_err(|error| {
             rejected(format!(
-                "a job looks like {{\"to\": …, \"subject\": …, \"text\": …}}: {error}"
+                "a job looks like {{\"to\": …, \"subject\": …, \"text\": …}}: {}",
+                without_value(&error.to_string())
             ))
         })?;
         let from = self.sender(job.from.as_deref())?;
@@ -164,143 +161,22 @@ impl Rules {
         });
         mailboxes.collect()
     }
-
-    fn with_body(&self, message: MessageBuilder, job: Job) -> JobResult<Message> {
-        if job.attachments.len() > ATTACHMENTS {
-            return Err(rejected(format!("it has more than {ATTACHMENTS} `attachments`")));
-        }
-        let (mut shown, mut attached) = (Vec::new(), Vec::new());
-        let mut room = self.max_size;
-        for (index, attachment) in job.attachments.into_iter().enumerate() {
-            let is_shown = attachment.inline.is_some();
-            let part = self.part(attachment, &mut room).map_err(|error| {
-                let words = format!("`attachments[{index}]`: {}", error.message());
-                error.because(anyhow!(words))
-            })?;
-            if is_shown { shown.push(part) } else { attached.push(part) }
-        }
-        let html = match (job.html, shown) {
-            (None, shown) if shown.is_empty() => None,
-            (None, _) => {
-                return Err(rejected("an `inline` attachment needs `html` to show it".to_owned()));
-            }
-            (Some(html), shown) if shown.is_empty() => {
-                Some(Piece::Single(SinglePart::html(lines(&html))))
-            }
-            (Some(html), shown) => {
-                let related = MultiPart::related().singlepart(SinglePart::html(lines(&html)));
-                Some(Piece::Multi(shown.into_iter().fold(related, MultiPart::singlepart)))
-            }
-        };
-        let words = match (job.text.map(|text| SinglePart::plain(lines(&text))), html) {
-            (None, None) => return Err(rejected("it has neither `text` nor `html`".to_owned())),
-            (Some(text), None) => Piece::Single(text),
-            (None, Some(html)) => html,
-            (Some(text), Some(html)) => {
-                Piece::Multi(html.within(MultiPart::alternative().singlepart(text)))
-            }
-        };
-        let whole = if attached.is_empty() {
-            words
-        } else {
-            let mixed = words.within(MultiPart::mixed().build());
-            Piece::Multi(attached.into_iter().fold(mixed, MultiPart::singlepart))
-        };
-        let message = match whole {
-            Piece::Single(part) => message.singlepart(part),
-            Piece::Multi(part) => message.multipart(part),
-        };
-        message.map_err(JobError::reject)
-    }
-
-    fn part(&self, attachment: Attachment, room: &mut usize) -> JobResult<SinglePart> {
-        let of_path = attachment.path.as_deref().and_then(|path| path.file_name()?.to_str());
-        let name = match (&attachment.name, of_path) {
-            (Some(name), _) => line("name", name)?.to_owned(),
-            (None, Some(name)) => line("path", name)?.to_owned(),
-            (None, None) => return Err(rejected("it has no `name`".to_owned())),
-        };
-        let kind = attachment.content_type.as_deref().unwrap_or("application/octet-stream");
-        let kind = ContentType::parse(line("type", kind)?)
-            .map_err(|_| rejected(format!("`type` is {kind:?}; write it as \"image/png\"")))?;
-        let bytes = self.content(&attachment, room)?;
-        // Always in base64, whatever it holds: nothing in it can then be taken for a line of SMTP.
-        let body = Body::new_with_encoding(bytes, ContentTransferEncoding::Base64)
-            .map_err(|_| rejected("it cannot be encoded".to_owned()))?;
-        let part = match attachment.inline {
-            Some(id) if is_word(&id) => lettre::message::Attachment::new_inline_with_name(id, name),
-            Some(id) => {
-                let what = format!("`inline` is {id:?}; use letters, digits, `.`, `_` and `-`");
-                return Err(rejected(what));
-            }
-            None => lettre::message::Attachment::new(name),
-        };
-        Ok(part.body(body, kind))
-    }
-
-    fn content(&self, attachment: &Attachment, room: &mut usize) -> JobResult<Vec<u8>> {
-        let full = || rejected(format!("with it the mail is {}", larger(self.max_size)));
-        let bytes = match (&attachment.path, &attachment.data) {
-            (None, Some(data)) => {
-                if data.len() / 4 * 3 > room.saturating_add(2) {
-                    return Err(full());
-                }
-                let broken = |error| rejected(format!("`data` is no base64: {error}"));
-                STANDARD.decode(data).map_err(broken)?
-            }
-            (Some(path), None) => {
-                let none = || "`path` is given, and the function has no `roots` to read from";
-                let roots = self.roots.as_ref().ok_or_else(|| rejected(none().to_owned()))?;
-                let file = roots.open(path)?;
-                if file.metadata()?.len() > *room as u64 {
-                    return Err(full());
-                }
-                let mut bytes = Vec::new();
-                file.take(*room as u64 + 1).read_to_end(&mut bytes)?;
-                bytes
-            }
-            _ => return Err(rejected("it needs either `path` or `data`".to_owned())),
-        };
-        *room = room.checked_sub(bytes.len()).ok_or_else(full)?;
-        Ok(bytes)
-    }
 }
 
-/// A part of the body.
-enum Piece {
-    Single(SinglePart),
-    Multi(MultiPart),
-}
-
-impl Piece {
-    fn within(self, outer: MultiPart) -> MultiPart {
-        match self {
-            Self::Single(part) => outer.singlepart(part),
-            Self::Multi(part) => outer.multipart(part),
-        }
-    }
-}
-
-fn rejected(what: String) -> JobError {
+pub(super) fn rejected(what: String) -> JobError {
     JobError::reject(anyhow!(what))
 }
 
-fn larger(most: usize) -> String {
+pub(super) fn larger(most: usize) -> String {
     format!("larger than the {most} bytes of `max_size`")
 }
 
 /// A text that goes into a header: on one line, so that it cannot begin a header of its own.
-fn line<'t>(field: &str, text: &'t str) -> JobResult<&'t str> {
+pub(super) fn line<'t>(field: &str, text: &'t str) -> JobResult<&'t str> {
     match text.chars().any(char::is_control) {
         true => Err(rejected(format!("`{field}` has a line break or another control character"))),
         false => Ok(text),
     }
-}
-
-/// One sort of line ends. A lone carriage return is a line end for some servers and none for others,
-/// and what two servers read differently can be two mails for the second one.
-fn lines(text: &str) -> String {
-    text.replace("\r\n", "\n").replace('\r', "\n")
 }
 
 fn read(field: &str, text: &str) -> JobResult<Mailbox> {
@@ -332,7 +208,7 @@ fn message_id(job_id: &str, domain: &str) -> String {
     format!("<{}@{domain}>", hex::encode(&Sha256::digest(job_id.as_bytes())[..16]))
 }
 
-fn is_word(text: &str) -> bool {
+pub(super) fn is_word(text: &str) -> bool {
     let fit = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     !text.is_empty() && text.len() <= 200 && text.chars().all(fit)
 }

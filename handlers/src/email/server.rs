@@ -5,7 +5,7 @@ use std::error::Error as _;
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use anyhow::anyhow;
@@ -16,6 +16,7 @@ use lettre::transport::smtp::client::{AsyncSmtpConnection, TlsParameters};
 use lettre::transport::smtp::commands::{Quit, Rset};
 use lettre::transport::smtp::extension::ClientId;
 use reqwest::Url;
+use tokio::task::AbortHandle;
 use tokio::time::{self, Instant};
 
 use super::EmailError;
@@ -59,8 +60,16 @@ pub(super) struct Server {
     parameters: Option<TlsParameters>,
     hello: ClientId,
     credentials: Option<Credentials>,
-    idle: Mutex<Vec<Connection>>,
+    idle: Mutex<Idle>,
     refused: Mutex<Option<(Instant, String)>>,
+}
+
+/// Connections that wait for the next mail, the longest waiting first.
+#[derive(Default)]
+struct Idle {
+    connections: Vec<Connection>,
+    /// Ends them in time, as long as there are any.
+    sweeper: Option<AbortHandle>,
 }
 
 /// A connection between two mails.
@@ -129,7 +138,7 @@ impl Server {
                 return Ok(kept);
             }
             // The others are no better: the server was restarted, or the way to it is cut.
-            self.idle().clear();
+            self.idle().connections.clear();
         }
         let until = deadline.min(Instant::now() + CONNECT);
         match time::timeout_at(until, self.connect()).await {
@@ -141,11 +150,15 @@ impl Server {
     /// Keeps a connection on which a mail came to its end. One that was left amid a mail is never
     /// handed in here, but dropped, which closes it: its next command would become a part of the
     /// mail.
-    pub(super) async fn keep(&self, mut connection: Connection) {
+    pub(super) async fn keep(self: &Arc<Self>, mut connection: Connection) {
         connection.mails += 1;
         connection.since = Instant::now();
         if connection.mails < MAILS {
-            self.idle().push(connection);
+            let mut idle = self.idle();
+            idle.connections.push(connection);
+            if idle.sweeper.is_none() {
+                idle.sweeper = Some(tokio::spawn(sweep(Arc::downgrade(self))).abort_handle());
+            }
         } else {
             time::timeout(PROBE, connection.smtp.command(Quit)).await.ok();
         }
@@ -153,11 +166,11 @@ impl Server {
 
     fn kept(&self) -> Option<Connection> {
         let mut idle = self.idle();
-        idle.retain(|connection| connection.since.elapsed() < IDLE);
-        idle.pop()
+        idle.end_old();
+        idle.connections.pop()
     }
 
-    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Connection>> {
+    fn idle(&self) -> std::sync::MutexGuard<'_, Idle> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -229,6 +242,41 @@ impl Server {
     }
 }
 
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(sweeper) = self.idle().sweeper.take() {
+            sweeper.abort();
+        }
+    }
+}
+
+impl Idle {
+    /// Ends what has waited for too long. Says when the next one will have.
+    fn end_old(&mut self) -> Option<Instant> {
+        self.connections.retain(|connection| connection.since.elapsed() < IDLE);
+        self.connections.first().map(|oldest| oldest.since + IDLE)
+    }
+}
+
+/// Ends connections in time, until there are none.
+async fn sweep(server: Weak<Server>) {
+    loop {
+        let next = {
+            let Some(server) = server.upgrade() else { return };
+            let mut idle = server.idle();
+            let next = idle.end_old();
+            if next.is_none() {
+                idle.sweeper = None;
+            }
+            next
+        };
+        match next {
+            Some(next) => time::sleep_until(next).await,
+            None => return,
+        }
+    }
+}
+
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Server").field("place", &self.place).finish_non_exhaustive()
@@ -260,4 +308,55 @@ fn is_about_tls(error: &smtp::Error) -> bool {
         next = cause.source();
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
+    async fn connected() -> (Arc<Server>, Connection, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("smtp://{}", listener.local_addr().unwrap());
+        let mut place = Place::parse(&url).unwrap();
+        place.tls = SmtpTls::None;
+        let hello = ClientId::Domain("here.test".to_owned());
+        let server = Arc::new(Server::new(place, None, hello, None));
+        let greeted = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.write_all(b"220 hello\r\n").await.unwrap();
+            let mut hello = [0; 100];
+            assert!(stream.read(&mut hello).await.unwrap() > 0);
+            stream.write_all(b"250 welcome\r\n").await.unwrap();
+            stream
+        };
+        let (connection, stream) = tokio::join!(server.connect(), greeted);
+        (server, connection.unwrap(), stream)
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_nobody_wants_is_closed_after_its_time() {
+        let (server, connection, mut stream) = connected().await;
+        let soon = Duration::from_millis(100);
+        let since = Instant::now().checked_sub(IDLE - soon).unwrap();
+        server.idle().connections.push(Connection { since, ..connection });
+        sweep(Arc::downgrade(&server)).await;
+        assert_eq!(stream.read(&mut [0; 100]).await.unwrap(), 0);
+        let idle = server.idle();
+        assert!(idle.connections.is_empty() && idle.sweeper.is_none());
+    }
+
+    #[tokio::test]
+    async fn connections_end_with_their_server() {
+        let (server, connection, mut stream) = connected().await;
+        server.keep(connection).await;
+        let sweeper = server.idle().sweeper.clone();
+        assert_eq!(server.idle().connections.len(), 1);
+        drop(server);
+        assert_eq!(stream.read(&mut [0; 100]).await.unwrap(), 0);
+        while !sweeper.as_ref().unwrap().is_finished() {
+            tokio::task::yield_now().await;
+        }
+    }
 }

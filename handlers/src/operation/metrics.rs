@@ -23,6 +23,7 @@ pub(crate) fn install() -> Result<PrometheusHandle, BuildError> {
     let builder = PrometheusBuilder::new().set_buckets_for_metric(seconds, &SECONDS)?;
     let handle = builder.install_recorder()?;
     describe_metrics();
+    forebay_handlers::describe_metrics();
     metrics::describe_gauge!(BUILD_INFO, "The version that runs; always 1.");
     metrics::gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     Ok(handle)

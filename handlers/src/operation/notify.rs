@@ -8,11 +8,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
-use forebay_worker::{Controls, QueueStatus};
+use forebay_worker::QueueStatus;
 use tokio::time;
 use tracing::{debug, warn};
 
-use super::pages;
+use super::{Pulse, pages};
 
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -76,9 +76,9 @@ fn address(name: &OsStr) -> io::Result<SocketAddr> {
 }
 
 /// Tells what changes; never ends.
-pub(crate) async fn keep(notifier: Option<&Notifier>, controls: &Controls) {
+pub(crate) async fn keep(notifier: Option<&Notifier>, pulse: &Pulse) {
     let Some(notifier) = notifier else { return std::future::pending().await };
-    let mut said = Said::default();
+    let (mut said, controls) = (Said::default(), &pulse.controls);
     let look = notifier.watchdog.map_or(LOOK, |watchdog| watchdog.min(LOOK));
     let mut barked = time::Instant::now();
     loop {
@@ -86,7 +86,7 @@ pub(crate) async fn keep(notifier: Option<&Notifier>, controls: &Controls) {
             notifier.send(&notice);
         }
         let due = notifier.watchdog.is_some_and(|every| barked.elapsed() + look > every);
-        if due && pages::is_alive(controls.since_tick()) {
+        if due && pages::is_alive(pulse.since_tick()) {
             notifier.send("WATCHDOG=1");
             barked = time::Instant::now();
         }

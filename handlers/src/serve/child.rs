@@ -10,21 +10,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::maybe_done;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::unix::pipe;
+use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, ChildStdin};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout};
-use tracing::{debug, info, warn};
+use tracing::debug;
 
+use super::ears::{Ears, listen};
 use super::pool::Pool;
-use super::protocol::{self, ANSWER, Message};
-use super::roster::{Child as Listed, Next};
+use super::roster::Next;
 use super::voice::{self, Speaker, Tail};
 use crate::capture::Capture;
 use crate::exec::{Ending, colon};
 use crate::process::{self, Group, LEFTOVERS, MERCY, Started};
+use crate::telemetry::End;
 
 /// How long a child may take to end by itself once its standard input is closed.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -39,13 +39,13 @@ pub(super) enum Life {
     Finished,
     /// The pool ends.
     Stopped,
-    /// It ought not to have ended. `cause` is a word for metrics; `healthy` if it had answered jobs.
-    Failed { cause: &'static str, why: String, healthy: bool },
+    /// It ought not to have ended. `healthy` if it had answered jobs.
+    Failed { end: End, why: String, healthy: bool },
 }
 
 /// Why a child has to end, or has ended.
 #[derive(Debug)]
-enum Cause {
+pub(super) enum Cause {
     Ended(io::Result<ExitStatus>),
     /// What it said or did that makes it useless.
     Broken(String),
@@ -63,7 +63,7 @@ pub(super) async fn live(pool: &Pool) -> Life {
         Ok(started) => started,
         Err(error) => {
             let why = pool.exec.not_started(&error);
-            return Life::Failed { cause: "not_started", why, healthy: false };
+            return Life::Failed { end: End::NotStarted, why, healthy: false };
         }
     };
     let pid = child.id().unwrap_or_default();
@@ -117,7 +117,7 @@ pub(super) async fn live(pool: &Pool) -> Life {
         }
     };
     dying.store(true, Ordering::Relaxed);
-    pool.roster().close(pid);
+    pool.close_child(pid);
     let rest = async {
         // What it says until it has ended counts, unless it was nonsense that ends it.
         if !heard {
@@ -188,7 +188,7 @@ async fn ended(
 fn conclude(pool: &Pool, pid: u32, cause: Cause, end: Option<ExitStatus>, tail: &Tail) -> Life {
     let name = format!("`{}` (process {pid})", pool.exec.name());
     let said = colon(&tail.lock().unwrap_or_else(PoisonError::into_inner));
-    let (word, what) = match (cause, end) {
+    let (how, what) = match (cause, end) {
         (Cause::Finished, _) => {
             pool.lose(pid, true, |_| String::new());
             return Life::Finished;
@@ -201,17 +201,19 @@ fn conclude(pool: &Pool, pid: u32, cause: Cause, end: Option<ExitStatus>, tail: 
             let why = "was ended: a run went on for 5 s after it was cancelled";
             let other = "no attempt is used, since that was another job's run";
             let healthy = pool.lose(pid, true, |_| format!("{name} {why}; {other}"));
-            return Life::Failed { cause: "hung", why: format!("{name} {why}{said}"), healthy };
+            return Life::Failed { end: End::Hung, why: format!("{name} {why}{said}"), healthy };
         }
         (Cause::NotReady, _) => {
             let limit = humantime::format_duration(pool.options.start_timeout);
             let what = format!("was ended: it did not say that it is ready within {limit}");
-            ("not_ready", what)
+            (End::NotReady, what)
         }
-        (Cause::Broken(what), _) => ("broken", format!("was ended: it {what}")),
-        (Cause::Closed(what), None) => ("broken", format!("was ended: it {what}")),
-        (Cause::Ended(_) | Cause::Closed(_), Some(status)) => ("died", Ending(status).to_string()),
-        (Cause::Ended(error), None) => ("died", format!("is lost: {error:?}")),
+        (Cause::Broken(what), _) => (End::Broken, format!("was ended: it {what}")),
+        (Cause::Closed(what), None) => (End::Broken, format!("was ended: it {what}")),
+        (Cause::Ended(_) | Cause::Closed(_), Some(status)) => {
+            (End::Died, Ending(status).to_string())
+        }
+        (Cause::Ended(error), None) => (End::Died, format!("is lost: {error:?}")),
     };
     let ready = pool.roster().next(pid) != Next::Starting;
     let healthy = pool.lose(pid, false, |runs| {
@@ -222,102 +224,8 @@ fn conclude(pool: &Pool, pid: u32, cause: Cause, end: Option<ExitStatus>, tail: 
         };
         format!("{name} {what}, while it ran this job{beside}{said}")
     });
-    let early = if ready || word == "not_ready" { "" } else { ", before it was ready" };
-    Life::Failed { cause: word, why: format!("{name} {what}{early}{said}"), healthy }
-}
-
-/// Reads lines from descriptor 3 until it is closed, or a line is too long or makes no sense.
-async fn listen(
-    events: pipe::Receiver,
-    mut hear: impl FnMut(&[u8]) -> Result<(), String>,
-) -> Cause {
-    let (mut events, mut line) = (BufReader::with_capacity(64 * 1024, events), Vec::new());
-    let most = u64::try_from(ANSWER).unwrap_or(u64::MAX);
-    loop {
-        line.clear();
-        match (&mut events).take(most).read_until(b'\n', &mut line).await {
-            Ok(0) | Err(_) => return Cause::Closed("closed descriptor 3"),
-            Ok(_) if line.last() == Some(&b'\n') => {}
-            Ok(length) if length < ANSWER => {
-                let begin = protocol::beginning(&line);
-                return Cause::Broken(format!("closed descriptor 3 amid a line: {begin}"));
-            }
-            Ok(_) => {
-                let begin = protocol::beginning(&line);
-                return Cause::Broken(format!(
-                    "wrote a line of more than 16 MiB on descriptor 3: {begin}"
-                ));
-            }
-        }
-        if let Err(what) = hear(&line) {
-            return Cause::Broken(what);
-        }
-        // A large answer must not hold its memory for as long as the child lives.
-        line.shrink_to(64 * 1024);
-    }
-}
-
-/// What is done with a line of the child's.
-struct Ears<'p> {
-    pool: &'p Pool,
-    pid: u32,
-    /// Given to the roster when the child is ready.
-    lines: Option<mpsc::UnboundedSender<Vec<u8>>>,
-    wake: Arc<Notify>,
-    /// It is being ended, so that it gets no jobs any more.
-    dying: &'p AtomicBool,
-    /// What makes no difference is mentioned once.
-    puzzled: bool,
-}
-
-impl Ears<'_> {
-    fn hear(&mut self, line: &[u8]) -> Result<(), String> {
-        match protocol::read(line)? {
-            Message::Ready { .. } if self.dying.load(Ordering::Relaxed) => {}
-            Message::Ready { jobs } => match self.lines.take() {
-                Some(lines) => self.ready(jobs, lines),
-                None => self.puzzle("child process said again that it is ready", line),
-            },
-            Message::Answer { run, answer } => {
-                if !self.pool.answer(self.pid, &run, answer) {
-                    self.puzzle("child process answered a run that it does not have", line);
-                }
-            }
-            Message::Progress { run, progress } => {
-                let on_progress = self.pool.roster().progress(self.pid, &run);
-                match on_progress {
-                    Ok(Some(on_progress)) => on_progress(progress),
-                    Ok(None) => {}
-                    Err(()) => self.puzzle("child process told of a run it does not have", line),
-                }
-            }
-            Message::Unknown => {
-                self.puzzle("child process said what this worker does not know", line)
-            }
-        }
-        Ok(())
-    }
-
-    fn ready(&self, jobs: Option<usize>, lines: mpsc::UnboundedSender<Vec<u8>>) {
-        let (server, pid) = (&*self.pool.name, self.pid);
-        let wanted = self.pool.options.jobs_per_process;
-        let places = jobs.unwrap_or(wanted).clamp(1, wanted);
-        if places < wanted {
-            warn!(server, pid, places, wanted, "child process takes fewer jobs than it might");
-        }
-        info!(server, pid, places, "child process is ready");
-        let left = self.pool.options.max_jobs.unwrap_or(u64::MAX);
-        self.pool.open(pid, Listed::new(lines, Arc::clone(&self.wake), places, left));
-    }
-
-    fn puzzle(&mut self, what: &'static str, line: &[u8]) {
-        let (server, pid, begin) = (&*self.pool.name, self.pid, protocol::beginning(line));
-        if std::mem::replace(&mut self.puzzled, true) {
-            debug!(server, pid, line = begin, "{what}; it is ignored");
-        } else {
-            warn!(server, pid, line = begin, "{what}; it is ignored, and so are further ones");
-        }
-    }
+    let early = if ready || how == End::NotReady { "" } else { ", before it was ready" };
+    Life::Failed { end: how, why: format!("{name} {what}{early}{said}"), healthy }
 }
 
 /// The child's standard input; dropping it closes it.

@@ -3,7 +3,7 @@
 
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore};
@@ -17,6 +17,7 @@ use super::child::{self, Life};
 use super::protocol::{self, Answer};
 use super::roster::{Child, OnProgress, Roster, Taken};
 use crate::exec::Exec;
+use crate::telemetry::{End, ServerMeter};
 
 /// Between the end of a child and the start of the next, after the first failure and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -38,6 +39,8 @@ pub(super) struct Pool {
     turn: Semaphore,
     waiting: AtomicUsize,
     started: AtomicBool,
+    /// Made at the start, when the program has installed its recorder.
+    meter: OnceLock<ServerMeter>,
     keepers: TaskTracker,
 }
 
@@ -61,6 +64,7 @@ impl Pool {
             turn: Semaphore::new(1),
             waiting: AtomicUsize::new(0),
             started: AtomicBool::new(false),
+            meter: OnceLock::new(),
             keepers: TaskTracker::new(),
         }
     }
@@ -68,6 +72,7 @@ impl Pool {
     /// Starts the children, the first time that it is called.
     pub(super) fn start(self: &Arc<Self>) {
         if !self.started.swap(true, Ordering::Relaxed) {
+            self.measure(&self.roster());
             for _ in 0..self.options.processes {
                 self.keepers.spawn(keep(Arc::clone(self)));
             }
@@ -98,9 +103,8 @@ impl Pool {
         let _waiting = Waiting::new(&self.waiting);
         let _turn = self.turn.acquire().await;
         loop {
-            let taken = self.roster().take(run, &on_progress);
+            let taken = self.change(|roster| roster.take(run, &on_progress));
             if let Some(taken) = taken {
-                self.measure();
                 return Place { pool: Arc::clone(self), run, taken };
             }
             self.free.notified().await;
@@ -112,34 +116,41 @@ impl Pool {
     }
 
     pub(super) fn open(&self, pid: u32, child: Child) {
-        self.roster().open(pid, child);
-        self.changed();
+        self.change(|roster| roster.open(pid, child));
+        self.free.notify_one();
+    }
+
+    /// A child takes no more jobs.
+    pub(super) fn close_child(&self, pid: u32) {
+        self.change(|roster| roster.close(pid));
     }
 
     pub(super) fn answer(&self, pid: u32, run: &str, answer: Answer) -> bool {
-        let known = self.roster().answer(pid, run, answer);
-        self.changed();
+        let known = self.change(|roster| roster.answer(pid, run, answer));
+        self.free.notify_one();
         known
     }
 
     pub(super) fn lose(&self, pid: u32, innocent: bool, why: impl Fn(usize) -> String) -> bool {
-        let healthy = self.roster().lose(pid, innocent, why);
-        self.measure();
-        healthy
+        self.change(|roster| roster.lose(pid, innocent, why))
     }
 
-    fn changed(&self) {
-        self.free.notify_one();
-        self.measure();
+    /// Changes the roster, and the gauges with it: still under its lock, so that an older number
+    /// never comes after a newer one.
+    fn change<T>(&self, how: impl FnOnce(&mut Roster) -> T) -> T {
+        let mut roster = self.roster();
+        let changed = how(&mut roster);
+        self.measure(&roster);
+        changed
     }
 
-    fn measure(&self) {
-        let (ready, running) = self.roster().count();
-        let server = || self.name.to_string();
-        #[expect(clippy::cast_precision_loss, reason = "a gauge is a float, and these are small")]
-        let set = |gauge: metrics::Gauge, number: usize| gauge.set(number as f64);
-        set(metrics::gauge!("forebay_server_ready", "server" => server()), ready);
-        set(metrics::gauge!("forebay_server_running", "server" => server()), running);
+    fn measure(&self, roster: &Roster) {
+        let (ready, running) = roster.count();
+        self.meter().show(ready, running);
+    }
+
+    fn meter(&self) -> &ServerMeter {
+        self.meter.get_or_init(|| ServerMeter::new(&self.name))
     }
 }
 
@@ -162,19 +173,19 @@ async fn keep(pool: Arc<Pool>) {
     let server = &*pool.name;
     let mut failures = 0;
     while !pool.stop.is_cancelled() {
-        let (cause, why) = match child::live(&pool).await {
+        let (end, why) = match child::live(&pool).await {
             Life::Stopped => break,
             Life::Finished => {
                 info!(server, "child process has done its jobs and is replaced");
-                count(server, "finished");
+                pool.meter().ended(End::Finished);
                 continue;
             }
-            Life::Failed { cause, why, healthy } => {
+            Life::Failed { end, why, healthy } => {
                 failures = if healthy { 1 } else { failures + 1 };
-                (cause, why)
+                (end, why)
             }
         };
-        count(server, cause);
+        pool.meter().ended(end);
         let pause = pause(failures);
         let again_in_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
         warn!(server, failures, again_in_ms, error = why, "child process failed");
@@ -185,12 +196,6 @@ async fn keep(pool: Arc<Pool>) {
             () = sleep(pause) => {}
         }
     }
-}
-
-fn count(server: &str, cause: &'static str) {
-    let server = server.to_owned();
-    metrics::counter!("forebay_server_ends_total", "server" => server, "cause" => cause)
-        .increment(1);
 }
 
 /// Before the next start, after so many failures in a row.

@@ -26,6 +26,8 @@ pub(super) struct Picture<'b> {
     /// As it is shown, its orientation applied.
     pub(super) size: Size,
     decoder: Box<dyn ImageDecoder + 'b>,
+    format: PictureFormat,
+    max_pixels: u64,
     orientation: Orientation,
     profile: Option<Vec<u8>>,
 }
@@ -60,7 +62,7 @@ impl<'b> Picture<'b> {
         reader.limits(limits);
         let mut decoder = reader.into_decoder().map_err(|error| broken(&error))?;
         let (width, height) = decoder.dimensions();
-        if u64::from(width) * u64::from(height) > max_pixels {
+        if area((width, height)) > max_pixels {
             return Err(JobError::reject(anyhow!(
                 "it has {width} × {height} pixels, more than the {max_pixels} of `max_pixels`"
             )));
@@ -72,7 +74,20 @@ impl<'b> Picture<'b> {
         let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
         let profile = decoder.icc_profile().ok().flatten().filter(|icc| icc.len() <= PROFILE);
         let size = turned((width, height), orientation);
-        Ok(Self { size, decoder: Box::new(decoder), orientation, profile })
+        Ok(Self { size, decoder: Box::new(decoder), format, max_pixels, orientation, profile })
+    }
+
+    /// About how many bytes it takes at once to make a thumbnail of it, besides the file.
+    pub(super) fn memory(&self, plan: Plan) -> u64 {
+        let pixel = u64::from(self.decoder.color_type().bytes_per_pixel());
+        let (part, size) =
+            (turned(plan.part, self.orientation), turned(plan.size, self.orientation));
+        // A progressive JPEG is decoded from coefficients of 16 bits, all of which are there at
+        // once. Of the others there are two: the decoder's and ours, or the picture and a part.
+        let times = if self.format == PictureFormat::Jpeg { 3 } else { 2 };
+        let decoding = area(self.size) * pixel * times;
+        let rows = if is_sharp(part, size, self.max_pixels) { rows(part, size) } else { 0 };
+        decoding.max(area(part) * pixel + rows + area(size) * pixel * 2)
     }
 
     /// Decodes the first frame, cuts, scales and turns it, and encodes the result. Between the
@@ -94,7 +109,7 @@ impl<'b> Picture<'b> {
             let (x, y) = ((picture.width() - part.0) / 2, (picture.height() - part.1) / 2);
             picture = picture.crop_imm(x, y, part.0, part.1);
         }
-        picture = scaled(picture, turned(plan.size, self.orientation));
+        picture = scaled(picture, turned(plan.size, self.orientation), self.max_pixels);
         picture.apply_orientation(self.orientation);
         go_on()?;
         encoded(picture, self.profile, finish)
@@ -155,24 +170,49 @@ fn is_whole_jpeg(bytes: &[u8]) -> bool {
 
 /// Eight bits a channel, of the size wanted. Large pictures are first brought near it by averages,
 /// which is many times faster, then to it by a filter that keeps them sharp.
-fn scaled(picture: DynamicImage, (width, height): Size) -> DynamicImage {
+fn scaled(picture: DynamicImage, size: Size, max_pixels: u64) -> DynamicImage {
+    let (width, height) = size;
     let transparent = picture.color().has_alpha();
     let mut picture = match transparent {
         // Weighted by alpha, or the colour of what cannot be seen would bleed into what can.
         true => DynamicImage::ImageRgba8(weighted(picture.into_rgba8())),
         false => picture,
     };
-    if picture.width() / 4 > width && picture.height() / 4 > height {
-        picture = picture.thumbnail_exact(width * 2, height * 2);
-    }
-    if (picture.width(), picture.height()) != (width, height) {
+    let part = (picture.width(), picture.height());
+    if part != size && is_sharp(part, size, max_pixels) {
+        if is_much_larger(part, size) {
+            picture = picture.thumbnail_exact(width * 2, height * 2);
+        }
         picture = picture.resize_exact(width, height, FilterType::Lanczos3);
+    } else if part != size {
+        picture = picture.thumbnail_exact(width, height);
     }
     match picture {
         DynamicImage::ImageRgba8(pixels) => DynamicImage::ImageRgba8(unweighted(pixels)),
         grey if !grey.color().has_color() => DynamicImage::ImageLuma8(grey.into_luma8()),
         coloured => DynamicImage::ImageRgb8(coloured.into_rgb8()),
     }
+}
+
+fn is_much_larger(part: Size, size: Size) -> bool {
+    part.0 / 4 > size.0 && part.1 / 4 > size.1
+}
+
+/// Whether there is memory for the sharp filter; without it a thumbnail nearly as large as its
+/// picture would take more than all the rest.
+fn is_sharp(part: Size, size: Size, max_pixels: u64) -> bool {
+    rows(part, size) <= max_pixels.saturating_mul(8)
+}
+
+/// What the sharp filter takes between its two passes: 16 bytes for each pixel of a picture that
+/// has its height already and not yet its width.
+fn rows(part: Size, size: Size) -> u64 {
+    let width = if is_much_larger(part, size) { size.0 * 2 } else { part.0 };
+    area((width, size.1)) * 16
+}
+
+fn area((width, height): Size) -> u64 {
+    u64::from(width) * u64::from(height)
 }
 
 fn weighted(mut pixels: RgbaImage) -> RgbaImage {

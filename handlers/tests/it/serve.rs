@@ -156,6 +156,29 @@ async fn what_a_function_raises_decides_what_becomes_of_the_job() {
 }
 
 #[tokio::test]
+async fn a_function_that_exits_or_is_cancelled_is_answered_as_failed() {
+    let site = python(
+        "",
+        "def run(what, cx):\n    \
+             import asyncio\n    \
+             async def cancelled(): raise asyncio.CancelledError('enough')\n    \
+             note('pids', os.getpid())\n    \
+             if cx.attempt > 1: return what\n    \
+             if what == 'exit': sys.exit(3)\n    \
+             return cancelled()",
+    )
+    .await;
+    let run = site.run().await;
+    for (what, why) in [("exit", "SystemExit: 3"), ("cancel", "CancelledError: enough")] {
+        assert_eq!(site.call(json!(what)).await.unwrap(), json!(what));
+        run.logged("why", says("job will be retried", why)).await;
+    }
+    let pids = lines(&site, "pids", 4).await;
+    assert!(pids.iter().all(|pid| *pid == pids[0]), "{pids:?}");
+    run.drain().await;
+}
+
+#[tokio::test]
 async fn what_is_printed_is_logged_and_progress_is_listed() {
     let site = python(
         "",
@@ -282,8 +305,11 @@ async fn answers_nobody_waits_for_are_ignored() {
     let run = site.run().await;
     assert_eq!(site.call(json!({})).await.unwrap(), json!(1));
     assert_eq!(site.call(json!({})).await.unwrap(), json!(1));
-    run.logged("it is mentioned", says("child process answered a run that it does not have", ""))
-        .await;
+    let answered = says("child process answered a run that it does not have", "");
+    let line = run.logged("it is mentioned", answered).await;
+    // A result is nobody's business but the caller's.
+    assert_eq!((&line["run"], &line["length"]), (&json!("987654321"), &json!(30)), "{line}");
+    assert_eq!(line["line"], Value::Null, "{line}");
     run.drain().await;
     assert_eq!(lines(&site, "bye", 1).await.len(), 1);
 }
@@ -453,6 +479,24 @@ async fn term_lets_a_running_job_finish_and_its_process_end_by_itself() {
     assert!(summary.starts_with("done 1, retried 0, dead 0, "), "{summary}");
     assert_eq!(site.appeared("bye").await, pid);
     assert!(!alive(&pid));
+}
+
+#[tokio::test]
+async fn another_signal_ends_a_program_that_does_not_want_to_end() {
+    let site = Site::with("serve = [\"sh\", \"stubborn.sh\"]").await;
+    let stubborn = "trap '' TERM; echo '{\"type\": \"ready\"}' >&3; echo $$ > pid.new\n\
+                    mv pid.new pid; while :; do sleep 0.05; done\n";
+    site.write("stubborn.sh", stubborn);
+    let run = site.run().await;
+    let pid = site.appeared("pid").await;
+    run.signal(Signal::TERM);
+    run.logged("the worker has ended", says("drained", "")).await;
+    assert_eq!(run.page("/livez").await.0, 200);
+    run.signal(Signal::TERM);
+    run.logged("it obeys", says("ending at once; programs are killed", "")).await;
+    let (status, summary) = run.ended().await;
+    assert_eq!(status.code(), Some(0), "{summary}");
+    eventually("the program is gone", async || !alive(&pid)).await;
 }
 
 #[tokio::test]
