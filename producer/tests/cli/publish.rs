@@ -161,6 +161,22 @@ async fn a_job_without_a_queue_is_not_published_where_nothing_may_be_declared() 
 }
 
 #[tokio::test]
+async fn a_delay_without_a_level_says_so_and_its_command_makes_it() {
+    let broker = broker().await;
+    broker.owns("mail");
+    let apply = ["topology", "apply", "--queue", "mail"];
+    forebay(&broker, &[&apply[..], &["--delays", "1s"]].concat()).succeed().await;
+    let publish = || {
+        let publish = ["publish", "a.b", "{}", "--queue", "mail", "--delay", "1m"];
+        forebay(&broker, &publish).env("FOREBAY_DECLARE", "never")
+    };
+    let words = ["lacks a level for a delay of 1m", "topology apply --delays 1m --queue mail"];
+    publish().run().await.failed(1, &words);
+    forebay(&broker, &[&apply[..], &["--delays", "1m"]].concat()).succeed().await;
+    publish().succeed().await;
+}
+
+#[tokio::test]
 async fn a_job_belongs_to_the_trace_of_the_flag_or_of_the_environment() {
     let broker = broker().await;
     let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
