@@ -66,7 +66,7 @@ async fn dead_letters_are_listed_oldest_first_and_by_filter() {
     assert_eq!(lines.len(), 4, "{}", ran.out);
     assert!(lines[0].starts_with("id"), "{}", ran.out);
     for part in
-        ["one", "email.send", "mail", "failed", "5", "2h ago", "smtp: connection refused by"]
+        ["one", "email.send", "mail", "failed", "5", "2h ago", "  by mx.example.org"]
     {
         assert!(lines[1].contains(part), "{part}: {}", ran.out);
     }

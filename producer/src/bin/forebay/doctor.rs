@@ -142,7 +142,7 @@ async fn on_the_broker(
     let known = known::of(&verb.queue, session, overview)?;
     let top = match &live {
         Some(live) => Reach::To(top(live, session)),
-        None => topology::top(&session.config, examiner).await?,
+        None => topology::top(session).await?,
     };
     let forebay = format!("forebay{}", globals.repeated());
     let plan = Plan::new(known.queues, top, forebay, session);

@@ -85,6 +85,11 @@ impl Manifest {
         names
     }
 
+    /// Whether a queue is among them.
+    pub(crate) fn has_queue(&self, queue: &str) -> bool {
+        self.queue_names().iter().any(|name| name == queue)
+    }
+
     /// The queue of a kind, if the manifest knows the function.
     pub(crate) fn queue_of(&self, kind: &str) -> Option<&str> {
         self.functions.get(kind)?.queue.as_deref()

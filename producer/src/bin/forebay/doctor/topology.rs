@@ -7,7 +7,7 @@ use forebay_producer::link::examine::{Difference, Examiner, Look};
 use forebay_producer::link::fault::Fault;
 use forebay_producer::wire::delay::LEVELS;
 use forebay_producer::wire::topology::{Declaration, Target};
-use forebay_producer::{Config, Declare, Topology};
+use forebay_producer::{DeadError, Declare, Inspector, Topology};
 
 use super::finding::{Finding, Level};
 use crate::globals::Session;
@@ -273,20 +273,23 @@ pub(super) async fn look(
     Ok(looks)
 }
 
-/// How high the ladder is, over AMQP.
-pub(super) async fn top(config: &Config, examiner: &Examiner) -> Result<Reach, Fault> {
-    let topology = config.topology();
+/// How high the ladder is, over AMQP, by looks that who may use a level may take too.
+pub(super) async fn top(session: &Session) -> Result<Reach, DeadError> {
+    let inspector = Inspector::new(&session.config);
     let (mut top, mut denied) = (None, false);
     // All of them: one that is missing in between is a fault.
     for level in 0..LEVELS {
-        let name = topology.delay(level);
-        let declaration = Declaration::Queue { name, arguments: Vec::new() };
-        match examiner.look(&declaration).await? {
-            Look::There(_) => top = Some(level),
-            Look::Denied(_) => denied = true,
-            _ => {}
+        match inspector.count(&session.config.topology().delay(level)).await {
+            Ok(Some(_)) => top = Some(level),
+            Ok(None) => {}
+            Err(DeadError::MayNotLook { .. }) => denied = true,
+            Err(error) => {
+                inspector.close().await;
+                return Err(error);
+            }
         }
     }
+    inspector.close().await;
     Ok(if denied && top.is_none() { Reach::Unseen } else { Reach::To(top) })
 }
 
@@ -298,8 +301,9 @@ fn denied(looks: &[(Declaration, Look)]) -> Option<Finding> {
     });
     let denied: Vec<_> = denied.collect();
     let what = format!(
-        "this user may not look at {} of {} queues and exchanges: {}; it needs `configure` on \
-         them, as the operator has",
+        "this user may not compare the arguments of {} of {} queues and exchanges: {}; that takes \
+         `configure`, which workers and publishers need not have: run it as the operator, or with \
+         FOREBAY_MANAGEMENT_URL",
         denied.len(),
         looks.len(),
         denied.first()?
