@@ -69,6 +69,17 @@ async fn a_kind_that_the_manifest_does_not_know_is_told_with_the_one_that_may_be
 }
 
 #[tokio::test]
+async fn a_queue_that_the_manifest_does_not_know_is_told() {
+    let broker = broker().await;
+    broker.owns("nope");
+    let manifest = "[functions.\"email.send\"]\nexec = [\"true\"]";
+    let publish = ["publish", "email.send", "{}", "--queue", "nope"];
+    let first = forebay(&broker, &publish).manifest(manifest).succeed().await;
+    assert!(first.err.contains("the manifest has no queue `nope`"), "{}", first.err);
+    assert_eq!(forebay(&broker, &publish).succeed().await.err, "");
+}
+
+#[tokio::test]
 async fn data_comes_from_standard_input_if_there_is_no_other() {
     let broker = broker().await;
     for arguments in [&["publish", "a.b", "-"][..], &["publish", "a.b"]] {
