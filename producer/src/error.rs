@@ -1,9 +1,10 @@
 //! What can go wrong, one enum per operation. Each message says what happened and what to do.
 
 use std::fmt;
+use std::time::Duration;
 
 use crate::producer::Receipt;
-use crate::wire::delay::DelayTooLong;
+use crate::wire::delay::{Delay, DelayTooLong};
 use crate::wire::topology::InvalidName;
 
 const MOST_FAILURES: usize = 1_000;
@@ -110,16 +111,30 @@ pub enum TopologyError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PublishError {
-    /// The broker has no such queue bound, and it was not declared.
+    /// The broker has no such queue bound, or the delay ladder has no level for the delay, and it
+    /// was not declared.
     #[error(
-        "no queue is bound for `{queue}` (job {id}): nothing was published; start a worker on it, \
-         or declare it with `forebay topology apply --queue {queue}`"
+        "{}",
+        match delay {
+            None => format!(
+                "no queue is bound for `{queue}` (job {id}): nothing was published; start a \
+                 worker on it, or declare it with `forebay topology apply --queue {queue}`"
+            ),
+            Some(delay) => format!(
+                "the delay ladder lacks a level for a delay of {wait} (job {id} for queue \
+                 `{queue}`): nothing was published; have an administrator declare it with \
+                 `forebay topology apply --delays {wait} --queue {queue}`",
+                wait = roughly(*delay)
+            ),
+        }
     )]
     Unroutable {
         /// Job id.
         id: String,
         /// Queue.
         queue: String,
+        /// The delay, as the ladder would carry it. `None`: it was to go to its queue at once.
+        delay: Option<Duration>,
     },
     /// The broker said no (`basic.nack`): a length limit, or an error of its own.
     #[error(
@@ -220,6 +235,20 @@ pub enum PublishError {
         #[source]
         source: Box<TopologyError>,
     },
+}
+
+/// A delay in as few units as lead to the same level of the ladder: `3days`.
+fn roughly(delay: Duration) -> String {
+    let level = |delay| Delay::new(delay).ok().flatten().map(Delay::level);
+    let whole = humantime::format_duration(delay).to_string();
+    let mut words = String::new();
+    for unit in whole.split(' ') {
+        words.push_str(unit);
+        if humantime::parse_duration(&words).is_ok_and(|short| level(short) == level(delay)) {
+            break;
+        }
+    }
+    words
 }
 
 impl PublishError {
@@ -357,4 +386,27 @@ pub enum DeadError {
         #[source]
         source: PublishError,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_delay_is_spelled_so_that_it_declares_the_level_that_it_needs() {
+        for (wanted, expected) in [
+            ("3days", "3days"),
+            ("90m", "1h"),
+            ("1s", "1s"),
+            ("250ms", "300ms"),
+            ("1m 45s", "1m45s"),
+        ] {
+            let wanted = humantime::parse_duration(wanted).unwrap();
+            let carried = Delay::new(wanted).unwrap().unwrap();
+            let spelled = roughly(carried.duration());
+            let again = Delay::new(humantime::parse_duration(&spelled).unwrap()).unwrap().unwrap();
+            assert_eq!(again.level(), carried.level(), "{spelled}");
+            assert_eq!(spelled, expected);
+        }
+    }
 }

@@ -244,9 +244,9 @@ impl Producer {
                 self.prepare(envelope, delay, deadline).await?;
                 let message = self.message(envelope, destination);
                 let answer = self.attempt(envelope, message, deadline).await?;
-                self.verdict(envelope, answer)
+                self.verdict(envelope, destination, answer)
             }
-            answer => self.verdict(envelope, answer),
+            answer => self.verdict(envelope, destination, answer),
         }
     }
 
@@ -278,7 +278,7 @@ impl Producer {
             id: envelope.id.clone(),
         };
         let answer = self.attempt(envelope, message, deadline).await;
-        let sent = answer.and_then(|answer| self.verdict(envelope, answer));
+        let sent = answer.and_then(|answer| self.verdict(envelope, Destination::Queue, answer));
         self.meter.ended(&sent);
         sent
     }
@@ -399,13 +399,22 @@ impl Producer {
         answer
     }
 
-    fn verdict(&self, envelope: &Envelope, answer: Answer) -> Result<(), PublishError> {
+    fn verdict(
+        &self,
+        envelope: &Envelope,
+        destination: Destination,
+        answer: Answer,
+    ) -> Result<(), PublishError> {
         let (id, queue) = (envelope.id.clone(), envelope.queue.clone());
         match answer {
             Answer::Confirmed => Ok(()),
             Answer::Refused => Err(PublishError::Refused { id, queue }),
             Answer::Unroutable | Answer::Objected(Fault::Missing(_)) => {
-                Err(PublishError::Unroutable { id, queue })
+                let delay = match destination {
+                    Destination::Later(delay) => Some(delay.duration()),
+                    _ => None,
+                };
+                Err(PublishError::Unroutable { id, queue, delay })
             }
             Answer::Objected(Fault::Denied(because)) => Err(PublishError::Denied { id, because }),
             Answer::Objected(fault) => {

@@ -65,9 +65,7 @@ async fn dead_letters_are_listed_oldest_first_and_by_filter() {
     let lines: Vec<_> = ran.out.lines().collect();
     assert_eq!(lines.len(), 4, "{}", ran.out);
     assert!(lines[0].starts_with("id"), "{}", ran.out);
-    for part in
-        ["one", "email.send", "mail", "failed", "5", "2h ago", "smtp: connection refused by"]
-    {
+    for part in ["one", "email.send", "mail", "failed", "5", "2h ago", "  by mx.example.org"] {
         assert!(lines[1].contains(part), "{part}: {}", ran.out);
     }
     for (filter, expected) in [

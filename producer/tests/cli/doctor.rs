@@ -346,8 +346,7 @@ async fn the_manifest_is_checked_by_the_program_that_runs_it() {
     let copy = directory.path().join("forebay");
     std::fs::copy(env!("CARGO_BIN_EXE_forebay"), &copy).expect("a copy");
     let program = directory.path().join("forebay-run");
-    let script =
-        "#!/bin/sh\n[ \"$1\" = --check ] && echo 'timeout: 5 is no duration' >&2\nexit 2\n";
+    let script = "#!/bin/sh\n[ \"$1\" = --check ] && printf 'a\\ntimeout: 5 is no duration\\n' >&2\nexit 2\n";
     std::fs::write(&program, script).expect("a script");
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).expect("executable");
     let mut call = forebay(&broker, &[]).manifest("[functions.\"a.b\"]\nexec = [\"true\"]");
@@ -357,6 +356,8 @@ async fn the_manifest_is_checked_by_the_program_that_runs_it() {
     call.command = command;
     let seen = examined(call).await;
     seen.says(2, "manifest.functions", "fault", &["5 is no duration", "forebay run --check"]);
+    let faults = seen.checks().iter().filter(|check| check["id"] == "manifest.functions");
+    assert_eq!(faults.count(), 2, "one line each: {:#}", seen.report);
 }
 
 /// With a management API that answers.

@@ -69,6 +69,17 @@ async fn a_kind_that_the_manifest_does_not_know_is_told_with_the_one_that_may_be
 }
 
 #[tokio::test]
+async fn a_queue_that_the_manifest_does_not_know_is_told() {
+    let broker = broker().await;
+    broker.owns("nope");
+    let manifest = "[functions.\"email.send\"]\nexec = [\"true\"]";
+    let publish = ["publish", "email.send", "{}", "--queue", "nope"];
+    let first = forebay(&broker, &publish).manifest(manifest).succeed().await;
+    assert!(first.err.contains("the manifest has no queue `nope`"), "{}", first.err);
+    assert_eq!(forebay(&broker, &publish).succeed().await.err, "");
+}
+
+#[tokio::test]
 async fn data_comes_from_standard_input_if_there_is_no_other() {
     let broker = broker().await;
     for arguments in [&["publish", "a.b", "-"][..], &["publish", "a.b"]] {
@@ -158,6 +169,22 @@ async fn a_job_without_a_queue_is_not_published_where_nothing_may_be_declared() 
     let call = forebay(&broker, &["publish", "a.b", "--jsonl", "-"]);
     let ran = call.input("1\n2\n").env("FOREBAY_DECLARE", "never").run().await;
     ran.failed(1, &["no queue is bound for `default`", "--from-line 1"]);
+}
+
+#[tokio::test]
+async fn a_delay_without_a_level_says_so_and_its_command_makes_it() {
+    let broker = broker().await;
+    broker.owns("mail");
+    let apply = ["topology", "apply", "--queue", "mail"];
+    forebay(&broker, &[&apply[..], &["--delays", "1s"]].concat()).succeed().await;
+    let publish = || {
+        let publish = ["publish", "a.b", "{}", "--queue", "mail", "--delay", "1m"];
+        forebay(&broker, &publish).env("FOREBAY_DECLARE", "never")
+    };
+    let words = ["lacks a level for a delay of 1m", "topology apply --delays 1m --queue mail"];
+    publish().run().await.failed(1, &words);
+    forebay(&broker, &[&apply[..], &["--delays", "1m"]].concat()).succeed().await;
+    publish().succeed().await;
 }
 
 #[tokio::test]

@@ -46,6 +46,37 @@ async fn what_is_missing_is_declared_once() {
 }
 
 #[tokio::test]
+async fn the_ladder_is_as_high_as_the_manifest_wants_it() {
+    let functions = "[functions.\"a.b\"]\nqueue = \"mail\"\nexec = [\"true\"]\n\
+                     retry = { max_attempts = 3, base = \"5h\" }";
+    let top = async |arguments: &[&str]| {
+        let call = somewhere(NOWHERE, arguments).manifest(functions);
+        let shown = call.json().await.to_string();
+        (0..28).rev().find(|level| shown.contains(&format!("forebay.delay.{level:02}")))
+    };
+    assert_eq!(top(&["topology", "show"]).await, Some(17));
+    assert_eq!(top(&["topology", "show", "--delays", "1s"]).await, Some(17));
+    assert_eq!(top(&["topology", "show", "--delays", "3days"]).await, Some(21));
+
+    // Applied too low, the doctor tells; its command mends it.
+    let broker = broker().await;
+    broker.owns("mail");
+    let low = ["topology", "apply", "--queue", "mail"];
+    forebay(&broker, &low).succeed().await;
+    let doctor = async || {
+        let call = forebay(&broker, &["doctor", "--output", "json"]).manifest(functions);
+        let report = call.env("FOREBAY_DECLARE", "never").run().await.json();
+        let checks = report["checks"].as_array().unwrap().clone();
+        checks.into_iter().find(|check| check["id"] == "topology.ladder")
+    };
+    let fault = doctor().await.expect("a finding");
+    assert_eq!(fault["level"], "fault");
+    assert!(fault["what"].as_str().unwrap().contains("may have a job wait 5h"), "{fault}");
+    forebay(&broker, &["topology", "apply"]).manifest(functions).succeed().await;
+    assert_eq!(doctor().await, None);
+}
+
+#[tokio::test]
 async fn other_arguments_are_a_warning_or_with_strict_topology_an_error() {
     let broker = broker().await;
     broker.owns("mail");

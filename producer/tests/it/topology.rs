@@ -75,7 +75,9 @@ async fn with_declare_never_a_missing_ladder_is_an_error() {
     let producer = Producer::new(&broker.config().declare(Declare::Never));
     let later = forebay_producer::PublishOptions::new().delay(std::time::Duration::from_secs(1));
     let error = publish(&producer, 1, later).await.unwrap_err();
-    assert!(matches!(error, PublishError::Unroutable { .. }), "{error}");
+    assert!(matches!(error, PublishError::Unroutable { delay: Some(_), .. }), "{error}");
+    let words = "declare it with `forebay topology apply --delays 1s --queue notes`";
+    assert!(error.to_string().contains(words), "{error}");
 }
 
 #[tokio::test]

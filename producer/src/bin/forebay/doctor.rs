@@ -22,7 +22,7 @@ use tokio::time;
 
 use self::finding::{Finding, Findings, Level};
 use self::live::Live;
-use self::topology::Plan;
+use self::topology::{Plan, Reach};
 use crate::exit::{self, Exit};
 use crate::globals::{Globals, Session};
 use crate::management::{self, Api};
@@ -141,8 +141,8 @@ async fn on_the_broker(
     });
     let known = known::of(&verb.queue, session, overview)?;
     let top = match &live {
-        Some(live) => top(live, session),
-        None => topology::top(&session.config, examiner).await?,
+        Some(live) => Reach::To(top(live, session)),
+        None => topology::top(session).await?,
     };
     let forebay = format!("forebay{}", globals.repeated());
     let plan = Plan::new(known.queues, top, forebay, session);

@@ -135,7 +135,11 @@ mod tests {
             (DeadError::Connect(unreachable).into(), BROKER),
             (DeadError::Missing { queue: queue.clone() }.into(), USAGE),
             (mismatch().into(), USAGE),
-            (PublishError::Unroutable { id: id.clone(), queue: queue.clone() }.into(), FAILED),
+            (
+                PublishError::Unroutable { id: id.clone(), queue: queue.clone(), delay: None }
+                    .into(),
+                FAILED,
+            ),
             (PublishError::Topology { id, queue, source: Box::new(mismatch()) }.into(), USAGE),
             (Stop::Usage("no".to_owned()).into(), USAGE),
             (anyhow::anyhow!("anything else"), FAILED),

@@ -1,16 +1,20 @@
 //! What the command line needs from `forebay.toml`.
-//! In: the file. Out: the broker, the queues and which function waits on which; everything else in
-//! it is for the worker, and is not looked at.
+//! In: the file. Out: the broker, the queues, which function waits on which, and how long a job may
+//! wait to be tried again; everything else in it is for the worker, and is not looked at.
+
+mod wait;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use forebay_producer::QueueType;
 use serde::Deserialize;
 
+use self::wait::Waits;
 use crate::exit::Stop;
 use crate::globals::MayDeclare;
 
@@ -48,6 +52,8 @@ struct Queue {
 #[serde(default)]
 struct Function {
     queue: Option<String>,
+    #[serde(flatten)]
+    waits: Waits,
 }
 
 impl Manifest {
@@ -79,6 +85,11 @@ impl Manifest {
         names
     }
 
+    /// Whether a queue is among them.
+    pub(crate) fn has_queue(&self, queue: &str) -> bool {
+        self.queue_names().iter().any(|name| name == queue)
+    }
+
     /// The queue of a kind, if the manifest knows the function.
     pub(crate) fn queue_of(&self, kind: &str) -> Option<&str> {
         self.functions.get(kind)?.queue.as_deref()
@@ -87,6 +98,12 @@ impl Manifest {
     /// Whether it names functions at all.
     pub(crate) fn has_functions(&self) -> bool {
         !self.functions.is_empty()
+    }
+
+    /// The longest that a worker has a job of these functions wait on the delay ladder; `None` if
+    /// there are no functions.
+    pub(crate) fn longest_wait(&self) -> Option<Duration> {
+        self.functions.values().map(|function| function.waits.longest()).max()
     }
 
     /// Whether functions are named and none of them is for this kind.
@@ -161,6 +178,7 @@ mod tests {
         assert_eq!(manifest.queue_type("thumbs"), QueueType::Classic);
         assert_eq!(manifest.queue_type("other"), QueueType::Quorum);
         assert_eq!(manifest.broker.declare, Some(MayDeclare::Never));
+        assert_eq!(manifest.longest_wait(), Some(Duration::from_secs(25)));
         assert!(!format!("{manifest:?}").contains("hush"));
     }
 
@@ -172,6 +190,7 @@ mod tests {
         assert_eq!(manifest.nearest("report.redner"), Some("report.render"));
         assert_eq!(manifest.nearest("order.pay"), None);
         assert!(!Manifest::default().lacks("email.sent"), "no manifest, no opinion");
+        assert_eq!(Manifest::default().longest_wait(), None);
     }
 
     #[test]

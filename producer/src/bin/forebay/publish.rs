@@ -131,6 +131,14 @@ pub(crate) async fn run(verb: Publish, session: &Session) -> anyhow::Result<Exit
     if verb.queue.is_none() && session.manifest.lacks(&verb.kind) {
         screen::note(unknown(&verb.kind, session.manifest.nearest(&verb.kind)));
     }
+    if let Some(queue) = verb.queue.as_deref() {
+        let manifest = &session.manifest;
+        if !manifest.queue_names().is_empty() && !manifest.has_queue(queue) {
+            screen::note(format_args!(
+                "note: the manifest has no queue `{queue}`: `forebay run` does not consume it"
+            ));
+        }
+    }
     let options = verb.options(session);
     let from_line = verb.from_line.or(verb.skip.map(|lines| lines.saturating_add(1)));
     let (source, shape) = match (verb.jsonl, verb.lines) {

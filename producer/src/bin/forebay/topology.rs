@@ -1,5 +1,6 @@
 //! `forebay topology`: what Forebay has on the broker.
-//! In: queue names and the longest delay. Out: the declarations, printed, carried out or undone.
+//! In: queue names and the longest delay, where the manifest has a say too. Out: the declarations,
+//! printed, carried out or undone.
 
 mod delete;
 
@@ -8,6 +9,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use forebay_producer::link::connection::Link;
 use forebay_producer::link::declare::Declarer;
+use forebay_producer::wire::delay::LEVELS;
 use forebay_producer::wire::topology::{Argument, Declaration, Target};
 use forebay_producer::{Declare, Delay, Inspector, check_queue_name};
 use serde_json::json;
@@ -15,6 +17,7 @@ use tokio::time::Instant;
 
 use crate::exit::{Exit, Stop};
 use crate::globals::Session;
+use crate::manifest::Manifest;
 use crate::{moment, screen};
 
 /// Print what Forebay needs on the broker, declare it or delete it
@@ -26,7 +29,9 @@ Examples:
   forebay topology apply --queue mail --queue reports --delays 7days
 
 Workers and producers declare what they need by themselves. Apply it beforehand where they may not:
-run this as an administrator, and them with FOREBAY_DECLARE=never.")]
+run this as an administrator, and them with FOREBAY_DECLARE=never. For such, the longest wait counts
+that a function of the manifest may ask for (retry, Retry-After of http). What publishers, workers
+in Rust and programs under serve ask for beyond that, only --delays can tell.")]
 pub(crate) struct Topology {
     #[command(subcommand)]
     verb: Verb,
@@ -59,7 +64,8 @@ struct Scope {
     #[arg(long, value_name = "NAME")]
     queue: Vec<String>,
 
-    /// Delays up to this long; longer ones declare what they need when they come
+    /// Delays up to this long, and in any case up to the longest that a function of the manifest
+    /// may ask for
     #[arg(
         long,
         value_name = "DURATION",
@@ -139,10 +145,20 @@ impl Scope {
             check_queue_name(queue)?;
             all.extend(topology.for_queue(queue, session.manifest.queue_type(queue)));
         }
-        if let Some(longest) = Delay::new(self.delays)? {
-            all.extend(topology.for_ladder(longest.level()));
+        let asked = Delay::new(self.delays)?.map(Delay::level);
+        if let Some(top) = asked.max(wanted_level(&session.manifest)) {
+            all.extend(topology.for_ladder(top));
         }
         Ok(each_once(all))
+    }
+}
+
+/// The level that the manifest's functions may need, if it has any.
+pub(crate) fn wanted_level(manifest: &Manifest) -> Option<u8> {
+    match Delay::new(manifest.longest_wait()?) {
+        Ok(delay) => delay.map(Delay::level),
+        // Longer than the ladder reaches.
+        Err(_) => Some(LEVELS - 1),
     }
 }
 

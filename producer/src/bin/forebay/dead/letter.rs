@@ -21,8 +21,14 @@ pub(super) fn row(letter: &DeadLetter, now_ms: u64) -> [String; 7] {
         letter.reason.clone(),
         envelope.attempt.to_string(),
         letter.died_at_ms.map_or_else(|| "-".to_owned(), |at| moment::ago(at, now_ms)),
-        envelope.failures.last().map(|failure| failure.message.clone()).unwrap_or_default(),
+        envelope.failures.last().map(|failure| gist(&failure.message)).unwrap_or_default(),
     ]
+}
+
+/// The last line of an error: where a program's trace ends with what went wrong.
+fn gist(message: &str) -> String {
+    let mut lines = message.lines().map(str::trim);
+    lines.rfind(|line| !line.is_empty()).unwrap_or_default().to_owned()
 }
 
 /// Everything, for programs. The payload is `payload` if it is JSON, else `payload_base64`.
@@ -161,6 +167,13 @@ mod tests {
         assert_eq!(preview(b"{\"a\":1}"), "{\n  \"a\": 1\n}");
         assert_eq!(preview(b"a\x1b[2J\nb"), "a\\u{1b}[2J\nb");
         assert_eq!(preview(&[0xff, 0x00]), "ff 00");
+    }
+
+    #[test]
+    fn of_a_long_error_its_last_line_is_shown() {
+        let trace = "`python3` ended with exit code 1: Traceback\n    f()\nOSError: full\n\n";
+        assert_eq!(gist(trace), "OSError: full");
+        assert_eq!((gist("refused"), gist("")), ("refused".to_owned(), String::new()));
     }
 
     #[test]

@@ -31,7 +31,8 @@ pub(super) fn findings(live: &Live, plan: &Plan, api: &Api) -> Vec<Finding> {
     }
     if !findings.iter().any(|finding| finding.level >= Level::Warning) {
         let what = format!(
-            "{}: no policy gets in the way, no alarm, all members are online",
+            "{}: no policy gets in the way, no alarm, all members are online; these figures may be \
+             5 s old: look again after a change of policies",
             screen::count(live.nodes.len() as u64, "node", "nodes")
         );
         findings.insert(0, Finding::ok("management.broker", what));

@@ -21,7 +21,16 @@ pub(crate) enum Role {
 
 const ROLES: [Role; 3] = [Role::Publisher, Role::Worker, Role::Operator];
 
-/// Tries every role. Without `wanted` it is enough to fill one of them.
+/// What a role needs and this user has not, in the broker's words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Lack {
+    Nothing,
+    /// Only what it takes to declare.
+    Declaring(String),
+    Rights(String),
+}
+
+/// Tries the role that is wanted and no other; without one all of them, of which one is enough.
 pub(super) async fn look(
     queue: &str,
     wanted: Option<Role>,
@@ -29,29 +38,39 @@ pub(super) async fn look(
     examiner: &Examiner,
 ) -> Result<Vec<Finding>, Fault> {
     let mut tried = Vec::new();
-    for role in ROLES {
-        let lacks = lacks(role, queue, session, examiner).await?;
-        tried.push((role, lacks));
+    for role in ROLES.into_iter().filter(|role| wanted.is_none_or(|wanted| wanted == *role)) {
+        tried.push((role, lack(role, queue, session, examiner).await?));
     }
-    let enough = tried.iter().any(|(_, lacks)| lacks.is_none());
-    let findings = tried.into_iter().map(|(role, lacks)| {
-        let must = wanted.map_or(!enough, |wanted| wanted == role);
-        finding(role, lacks.as_deref(), must, session)
+    let enough = tried.iter().any(|(_, lack)| *lack == Lack::Nothing);
+    // Who could do all but declare is meant to be that.
+    let nearly = tried.iter().any(|(_, lack)| matches!(lack, Lack::Declaring(_)));
+    let findings = tried.into_iter().map(|(role, lack)| {
+        let near = !nearly || matches!(lack, Lack::Declaring(_));
+        let must = wanted.is_some() || (!enough && near);
+        finding(role, &lack, must, wanted.is_some(), session)
     });
     Ok(findings.collect())
 }
 
-/// The first right that a role needs and this user has not, in the broker's words.
-async fn lacks(
+async fn lack(
     role: Role,
     queue: &str,
     session: &Session,
     examiner: &Examiner,
-) -> Result<Option<String>, Fault> {
+) -> Result<Lack, Fault> {
     let config = &session.config;
     let names = Names::new(config.topology(), queue);
-    for right in names.needed(role, config.declares()) {
-        if let Err(words) = examiner.may(right).await? {
+    if let Some(words) = refused(&names.needed(role, Declare::Never), examiner).await? {
+        return Ok(Lack::Rights(words));
+    }
+    let declaring = refused(&names.needed(role, config.declares()), examiner).await?;
+    Ok(declaring.map_or(Lack::Nothing, Lack::Declaring))
+}
+
+/// The first of these rights that this user has not, in the broker's words.
+async fn refused(rights: &[Right<'_>], examiner: &Examiner) -> Result<Option<String>, Fault> {
+    for right in rights {
+        if let Err(words) = examiner.may(*right).await? {
             return Ok(Some(words));
         }
     }
@@ -107,28 +126,48 @@ impl Names {
     }
 }
 
-fn finding(role: Role, lacks: Option<&str>, must: bool, session: &Session) -> Finding {
+/// Only whoever named the role gets the line that sets its rights: it replaces those that the user
+/// has, which may be another role's.
+fn finding(role: Role, lack: &Lack, must: bool, named: bool, session: &Session) -> Finding {
     let config = &session.config;
     let (id, name, does) = match role {
-        Role::Publisher => ("permissions.publisher", "a publisher", "publish"),
-        Role::Worker => ("permissions.worker", "a worker", "work"),
-        Role::Operator => ("permissions.operator", "an operator", "operate"),
+        Role::Publisher => ("permissions.publisher", "publisher", "publish"),
+        Role::Worker => ("permissions.worker", "worker", "work"),
+        Role::Operator => ("permissions.operator", "operator", "operate"),
     };
     let user = config.user();
     let declares = role != Role::Operator && config.declares() != Declare::Never;
-    let and_declare = if declares { " and declare what it needs" } else { "" };
-    let Some(lacks) = lacks else {
-        return Finding::ok(id, format!("user `{user}` may {does}{and_declare}"));
-    };
     let level = if must { Level::Fault } else { Level::Note };
-    let what = format!(
-        "user `{user}` lacks what {name} needs: {lacks}; this line sets it and replaces what the \
-         user has in this virtual host"
-    );
-    let command = grant(role, config.declares(), config.topology().namespace());
-    let (vhost, user) = (quoted(config.vhost()), quoted(user));
-    Finding::new(id, level, what)
-        .mend(format!("rabbitmqctl set_permissions -p {vhost} {user} {command}"))
+    match lack {
+        Lack::Nothing => {
+            let and_declare = if declares { " and declare what it needs" } else { "" };
+            Finding::ok(id, format!("user `{user}` may {does}{and_declare}"))
+        }
+        Lack::Declaring(words) => {
+            let what = format!(
+                "user `{user}` may {does}, but not declare what is missing: {words}; let an \
+                 operator run `forebay topology apply`, and say here that nothing is to be declared"
+            );
+            let finding = Finding::new(id, level, what);
+            if must { finding.mend("export FOREBAY_DECLARE=never") } else { finding }
+        }
+        Lack::Rights(words) => {
+            let what = format!("user `{user}` lacks what the role {name} needs: {words}");
+            if !named {
+                let what = format!("{what}; --role {name} shows the line that grants it");
+                return Finding::new(id, level, what);
+            }
+            let less = if declares { "; with FOREBAY_DECLARE=never it needs less" } else { "" };
+            let what = format!(
+                "{what}; this line sets it and replaces what the user has in this virtual \
+                 host{less}"
+            );
+            let command = grant(role, config.declares(), config.topology().namespace());
+            let (vhost, user) = (quoted(config.vhost()), quoted(user));
+            Finding::new(id, level, what)
+                .mend(format!("rabbitmqctl set_permissions -p {vhost} {user} {command}"))
+        }
+    }
 }
 
 /// Configure, write, read: as in `docs/wire.md`. A namespace has no characters that mean something

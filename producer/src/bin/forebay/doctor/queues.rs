@@ -8,6 +8,7 @@ use forebay_producer::{DeadError, Inspector, QueueCount};
 use super::finding::Finding;
 use super::topology::{Plan, Role};
 use crate::globals::Session;
+use crate::manifest::Manifest;
 use crate::queues::MANY_DEAD;
 use crate::screen;
 
@@ -27,8 +28,7 @@ pub(super) async fn look(plan: &Plan, session: &Session) -> Result<Vec<Finding>,
     for name in names {
         match inspector.count(&name).await {
             Ok(Some(count)) => {
-                let runs = session.manifest.has_functions();
-                findings.extend(finding(plan, &name, count, runs));
+                findings.extend(finding(plan, &name, count, &session.manifest));
             }
             Ok(None) => {}
             Err(DeadError::MayNotLook { because }) => denied = Some(because),
@@ -40,8 +40,10 @@ pub(super) async fn look(plan: &Plan, session: &Session) -> Result<Vec<Finding>,
     }
     inspector.close().await;
     if let Some(because) = denied {
-        let what =
-            format!("this user may not count jobs: {because}; RabbitMQ 4.3 wants `configure`");
+        let what = format!(
+            "this user may not count the jobs of every queue: {because}; RabbitMQ 4.3 wants any \
+             one of `configure`, `write` and `read` on it"
+        );
         findings.push(Finding::note("queues.look", what));
     } else if findings.is_empty() {
         findings.push(Finding::ok("queues.dead", "no dead letters, nothing unrouted"));
@@ -49,16 +51,35 @@ pub(super) async fn look(plan: &Plan, session: &Session) -> Result<Vec<Finding>,
     Ok(findings)
 }
 
-fn finding(plan: &Plan, name: &str, count: QueueCount, runs: bool) -> Vec<Finding> {
+/// A worker is proposed only if it would consume the queue.
+fn backlog(what: &str, queue: &str, forebay: &str, manifest: &Manifest) -> Finding {
+    let id = "queues.backlog";
+    let file = match &manifest.file {
+        Some(file) if manifest.has_functions() => file.display(),
+        _ => return Finding::warning(id, format!("{what}; start a worker")),
+    };
+    if manifest.has_queue(queue) {
+        let finding = Finding::warning(id, format!("{what}; start a worker"));
+        return finding.mend(format!("{forebay} run"));
+    }
+    let what = format!(
+        "{what}; {file} has no [queues.{queue}], so `forebay run` would not either: add it, with \
+         queue = \"{queue}\" at the functions for its kinds, or start the worker that it is meant \
+         for; if the name was a mistake, publish the jobs anew to another queue and delete this one \
+         with `{forebay} topology delete --queue {queue} --force`"
+    );
+    Finding::warning(id, what)
+}
+
+fn finding(plan: &Plan, name: &str, count: QueueCount, manifest: &Manifest) -> Vec<Finding> {
     let (ready, consumers) = (u64::from(count.ready), u64::from(count.consumers));
     let forebay = &plan.forebay;
     let mut findings = Vec::new();
     match plan.role(name) {
-        Role::Jobs(_) if consumers == 0 && ready > 0 => {
+        Role::Jobs(queue) if consumers == 0 && ready > 0 => {
             let jobs = screen::count(ready, "job waits", "jobs wait");
-            let what = format!("queue `{name}`: {jobs} and nobody consumes; start a worker");
-            let finding = Finding::warning("queues.backlog", what);
-            findings.push(if runs { finding.mend(format!("{forebay} run")) } else { finding });
+            let what = format!("queue `{name}`: {jobs} and nobody consumes");
+            findings.push(backlog(&what, &queue, forebay, manifest));
         }
         Role::Dead(queue) if ready > 0 => {
             let letters = screen::count(ready, "dead letter", "dead letters");

@@ -51,11 +51,11 @@ pub(super) fn look(globals: &Globals, session: &Session) -> Vec<Finding> {
 }
 
 /// `forebay-run --check` knows best.
-pub(super) async fn look_at_manifest(globals: &Globals, session: &Session) -> Option<Finding> {
-    let file = session.manifest.file.as_ref()?;
+pub(super) async fn look_at_manifest(globals: &Globals, session: &Session) -> Vec<Finding> {
+    let Some(file) = &session.manifest.file else { return Vec::new() };
     let name = file.display();
     if !session.manifest.has_functions() {
-        return Some(Finding::ok("manifest.functions", format!("{name} names no functions")));
+        return vec![Finding::ok("manifest.functions", format!("{name} names no functions"))];
     }
     let arguments = ["--check".as_ref(), "--config".as_ref(), file.as_os_str()];
     let finding = match handover::ask(RUN, &arguments).await {
@@ -64,18 +64,32 @@ pub(super) async fn look_at_manifest(globals: &Globals, session: &Session) -> Op
         }
         Ok(checked) => {
             let said = String::from_utf8_lossy(&checked.stderr);
-            let said: Vec<_> =
-                said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-            let what = format!("forebay-run cannot run {name}: {}", said.join("; "));
-            let again = format!("forebay{} run --check", globals.repeated());
-            Finding::fault("manifest.functions", what).mend(again)
+            return unfit(&said, &name.to_string(), globals);
         }
         Err(error) => {
             let what = format!("{name} was not checked: forebay-run is not here ({error})");
             Finding::note("manifest.functions", what).mend("cargo install forebay-handlers")
         }
     };
-    Some(finding)
+    vec![finding]
+}
+
+/// One for each fault; the command stands below the last.
+fn unfit(said: &str, name: &str, globals: &Globals) -> Vec<Finding> {
+    let faults = said.lines().map(str::trim).filter(|line| !line.is_empty());
+    let mut findings: Vec<_> = faults
+        .map(|fault| {
+            let cannot = format!("forebay-run cannot run {name}: {fault}");
+            // Most begin with file and line.
+            let what = if fault.contains(name) { fault.to_owned() } else { cannot };
+            Finding::fault("manifest.functions", what)
+        })
+        .collect();
+    let last = findings.pop().unwrap_or_else(|| {
+        Finding::fault("manifest.functions", format!("forebay-run cannot run {name}"))
+    });
+    findings.push(last.mend(format!("forebay{} run --check", globals.repeated())));
+    findings
 }
 
 fn origin(given: Option<&'static str>, in_manifest: bool) -> &'static str {

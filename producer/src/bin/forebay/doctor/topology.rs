@@ -1,14 +1,17 @@
 //! What is declared against what is there, argument by argument.
 //! In: declarations, and looks at them. Out: findings with the commands that mend them.
 
+use std::time::Duration;
+
 use forebay_producer::link::examine::{Difference, Examiner, Look};
 use forebay_producer::link::fault::Fault;
 use forebay_producer::wire::delay::LEVELS;
 use forebay_producer::wire::topology::{Declaration, Target};
-use forebay_producer::{Config, Declare, Topology};
+use forebay_producer::{DeadError, Declare, Inspector, Topology};
 
 use super::finding::{Finding, Level};
 use crate::globals::Session;
+use crate::moment;
 
 /// All that should be there, and what it takes to speak of it.
 pub(super) struct Plan {
@@ -21,7 +24,18 @@ pub(super) struct Plan {
     pub(super) vhost: String,
     may_declare: bool,
     /// The highest level of the delay ladder that is there.
-    top: Option<u8>,
+    top: Reach,
+    /// The highest one that the manifest's functions may need, and for how long a wait.
+    wanted: Option<(u8, Duration)>,
+}
+
+/// How high the delay ladder is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// Up to this level, or nothing of it is there.
+    To(Option<u8>),
+    /// This user may not look.
+    Unseen,
 }
 
 /// What a queue is for.
@@ -36,24 +50,30 @@ pub(super) enum Role {
     Stranger,
 }
 
+impl Reach {
+    fn level(self) -> Option<u8> {
+        match self {
+            Self::To(top) => top,
+            Self::Unseen => None,
+        }
+    }
+}
+
 impl Plan {
     /// For these queues, and the ladder up to the highest level that is there.
-    pub(super) fn new(
-        queues: Vec<String>,
-        top: Option<u8>,
-        forebay: String,
-        session: &Session,
-    ) -> Self {
+    pub(super) fn new(queues: Vec<String>, top: Reach, forebay: String, session: &Session) -> Self {
         let topology = session.config.topology().clone();
         let mut all = Vec::new();
         for queue in &queues {
             all.extend(topology.for_queue(queue, session.manifest.queue_type(queue)));
         }
-        all.extend(top.map(|top| topology.for_ladder(top)).unwrap_or_default());
+        all.extend(top.level().map(|top| topology.for_ladder(top)).unwrap_or_default());
         let declarations = crate::topology::each_once(all);
         let may_declare = session.config.declares() != Declare::Never;
         let vhost = session.config.vhost().to_owned();
-        Self { topology, queues, declarations, forebay, vhost, may_declare, top }
+        let wanted = crate::topology::wanted_level(&session.manifest);
+        let wanted = wanted.zip(session.manifest.longest_wait());
+        Self { topology, queues, declarations, forebay, vhost, may_declare, top, wanted }
     }
 
     pub(super) fn role(&self, queue: &str) -> Role {
@@ -75,7 +95,8 @@ impl Plan {
         let queues = queue.map_or_else(|| self.queues.clone(), |queue| vec![queue.to_owned()]);
         let queues: String = queues.iter().map(|queue| format!(" --queue {queue}")).collect();
         // A delay of exactly one level's time takes all levels up to it.
-        let delays = self.top.map(|top| format!(" --delays {}ms", 100_u64 << top));
+        let top = self.top.level().max(self.wanted.map(|(level, _)| level));
+        let delays = top.map(|top| format!(" --delays {}ms", 100_u64 << top));
         format!("{} topology apply{queues}{}", self.forebay, delays.unwrap_or_default())
     }
 
@@ -115,7 +136,42 @@ impl Plan {
                 ),
             ));
         }
+        findings.extend(self.ladder());
         findings
+    }
+
+    /// Whether retries find the levels that they need. Whoever may declare makes them at need.
+    fn ladder(&self) -> Option<Finding> {
+        let (Reach::To(top), Some((wanted, wait))) = (self.top, self.wanted) else { return None };
+        if top >= Some(wanted) {
+            return None;
+        }
+        let reaches = match top {
+            Some(top) => {
+                let sum = Duration::from_millis(100 * ((2 << top) - 1));
+                format!("reaches up to {}", moment::short(sum))
+            }
+            None => "is not there".to_owned(),
+        };
+        let wait = moment::short(wait);
+        let (level, then) = if self.may_declare {
+            (
+                Level::Note,
+                "the first worker that needs a level declares it; one with FOREBAY_DECLARE=never \
+                 cannot, and its job becomes a dead letter instead",
+            )
+        } else {
+            (
+                Level::Fault,
+                "where nothing may be declared (FOREBAY_DECLARE=never) a job that is to wait \
+                 longer than it reaches becomes a dead letter instead",
+            )
+        };
+        let what = format!(
+            "the delay ladder {reaches}, and a function of the manifest may have a job wait \
+             {wait}: {then}"
+        );
+        Some(Finding::new("topology.ladder", level, what).mend(self.apply(None)))
     }
 
     /// What is not there, one finding for each kind of thing.
@@ -217,19 +273,24 @@ pub(super) async fn look(
     Ok(looks)
 }
 
-/// The highest level of the ladder that is there, over AMQP.
-pub(super) async fn top(config: &Config, examiner: &Examiner) -> Result<Option<u8>, Fault> {
-    let topology = config.topology();
-    let mut top = None;
+/// How high the ladder is, over AMQP, by looks that who may use a level may take too.
+pub(super) async fn top(session: &Session) -> Result<Reach, DeadError> {
+    let inspector = Inspector::new(&session.config);
+    let (mut top, mut denied) = (None, false);
     // All of them: one that is missing in between is a fault.
     for level in 0..LEVELS {
-        let name = topology.delay(level);
-        let declaration = Declaration::Queue { name, arguments: Vec::new() };
-        if matches!(examiner.look(&declaration).await?, Look::There(_)) {
-            top = Some(level);
+        match inspector.count(&session.config.topology().delay(level)).await {
+            Ok(Some(_)) => top = Some(level),
+            Ok(None) => {}
+            Err(DeadError::MayNotLook { .. }) => denied = true,
+            Err(error) => {
+                inspector.close().await;
+                return Err(error);
+            }
         }
     }
-    Ok(top)
+    inspector.close().await;
+    Ok(if denied && top.is_none() { Reach::Unseen } else { Reach::To(top) })
 }
 
 /// Told together: who may not look at one may look at none.
@@ -240,8 +301,9 @@ fn denied(looks: &[(Declaration, Look)]) -> Option<Finding> {
     });
     let denied: Vec<_> = denied.collect();
     let what = format!(
-        "this user may not look at {} of {} queues and exchanges: {}; it needs `configure` on \
-         them, as the operator has",
+        "this user may not compare the arguments of {} of {} queues and exchanges: {}; that takes \
+         `configure`, which workers and publishers need not have: run it as the operator, or with \
+         FOREBAY_MANAGEMENT_URL",
         denied.len(),
         looks.len(),
         denied.first()?
@@ -298,7 +360,8 @@ mod tests {
             forebay: "forebay".to_owned(),
             vhost: "/".to_owned(),
             may_declare,
-            top: Some(1),
+            top: Reach::To(Some(1)),
+            wanted: None,
         }
     }
 
@@ -354,6 +417,27 @@ mod tests {
         let plan = plan(false);
         let look = looks(&plan, "queue `shop.mail.dead`", &Look::Missing);
         assert_eq!(plan.findings(&look, true)[0].level, Level::Fault);
+    }
+
+    #[test]
+    fn a_ladder_that_is_too_low_is_a_fault_where_nothing_may_be_declared() {
+        let hours = |level| Some((level, Duration::from_secs(5 * 3600)));
+        for (may_declare, top, wanted, level) in [
+            (false, Reach::To(Some(15)), hours(17), Some(Level::Fault)),
+            (true, Reach::To(Some(15)), hours(17), Some(Level::Note)),
+            (false, Reach::To(None), hours(17), Some(Level::Fault)),
+            (false, Reach::To(Some(17)), hours(17), None),
+            (false, Reach::Unseen, hours(17), None),
+            (false, Reach::To(None), None, None),
+        ] {
+            let plan = Plan { top, wanted, ..plan(may_declare) };
+            let finding = plan.ladder();
+            assert_eq!(finding.as_ref().map(|one| one.level), level, "{top:?} {wanted:?}");
+            if let Some(finding) = finding {
+                assert!(finding.what.contains("may have a job wait 5h"), "{finding:?}");
+                assert!(finding.mend[0].ends_with("--delays 13107200ms"), "{finding:?}");
+            }
+        }
     }
 
     #[test]
