@@ -45,6 +45,8 @@ pub(crate) struct Verdict {
     pub(crate) confirmed: usize,
     /// Confirmed, and neither done nor dead nor queued.
     pub(crate) lost: Vec<String>,
+    /// Of the confirmed: not to be seen at first, and handed out by the broker minutes later.
+    pub(crate) held: usize,
     /// Gone, but an operator has destroyed what was queued when they were.
     pub(crate) destroyed: usize,
     /// Said not to have been sent, and yet there.

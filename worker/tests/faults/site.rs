@@ -310,6 +310,16 @@ impl Site {
         Producer::new(&self.config())
     }
 
+    /// Writes down what the broker says of its queues, for whoever looks into a loss.
+    pub(crate) async fn note_queues(&self, name: &str) -> anyhow::Result<()> {
+        let Some(own) = &self.own else { return Ok(()) };
+        let columns = "name messages messages_ready messages_unacknowledged state arguments";
+        let mut arguments = vec!["list_queues"];
+        arguments.extend(columns.split(' '));
+        let said = own.ctl(&arguments).await;
+        Ok(std::fs::write(self.folder.join(format!("{name}.txt")), said)?)
+    }
+
     /// Ends every worker in good order.
     pub(crate) async fn dismiss_all(&mut self) -> anyhow::Result<()> {
         for mut member in std::mem::take(&mut self.crew) {

@@ -17,6 +17,7 @@ pub(crate) struct Row {
     pub(crate) runs: usize,
     jobs: usize,
     lost: usize,
+    held: usize,
     destroyed: usize,
     dead: usize,
     again: usize,
@@ -34,6 +35,7 @@ impl Row {
             runs: 0,
             jobs: 0,
             lost: 0,
+            held: 0,
             destroyed: 0,
             dead: 0,
             again: 0,
@@ -48,6 +50,7 @@ impl Row {
         self.runs += 1;
         self.jobs += verdict.confirmed;
         self.lost += verdict.lost.len();
+        self.held += verdict.held;
         self.destroyed += verdict.destroyed;
         self.dead += verdict.dead;
         self.again += verdict.again.len();
@@ -66,7 +69,7 @@ impl Row {
         self.recoveries.iter().any(|time| *time > LIMIT)
     }
 
-    fn cells(&self) -> [String; 9] {
+    fn cells(&self) -> [String; 10] {
         let seconds = |time: Duration| format!("{:.2} s", time.as_secs_f64());
         let mut sorted = self.recoveries.clone();
         sorted.sort();
@@ -81,6 +84,7 @@ impl Row {
             self.runs.to_string(),
             self.jobs.to_string(),
             self.lost.to_string(),
+            self.held.to_string(),
             self.destroyed.to_string(),
             self.dead.to_string(),
             format!("{} ({})", self.again, self.after_end),
@@ -90,11 +94,12 @@ impl Row {
     }
 }
 
-const HEAD: [&str; 9] = [
+const HEAD: [&str; 10] = [
     "fault",
     "runs",
     "jobs",
     "lost",
+    "held",
     "destroyed by operator",
     "dead",
     "run again (after their end)",

@@ -16,6 +16,11 @@ pub(super) const FAULTS: &[Fault] = &[
         |site, rng| killed(site, rng).boxed_local(),
     )
     .on_its_own_broker(),
+    Fault::new("broker killed with delayed jobs on their way", "As for a kill.", |site, rng| {
+        killed(site, rng).boxed_local()
+    })
+    .on_its_own_broker()
+    .plan(|| Plan { mix: Mix { delayed: 90, fails_once: 20, ..Mix::QUICK }, ..Plan::default() }),
     Fault::new("broker stopped and started in good order", "As for a kill.", |site, rng| {
         stopped(site, rng).boxed_local()
     })
@@ -34,7 +39,13 @@ pub(super) const FAULTS: &[Fault] = &[
         |site, rng| memory_alarm(site, rng).boxed_local(),
     )
     .on_its_own_broker()
-    .plan(|| Plan { mix: Mix { fails_once: 50, ..Mix::ALL }, ..Plan::default() }),
+    .plan(|| Plan {
+        jobs: 400,
+        mix: Mix { fails_once: 80, rejects: 10, ..Mix::QUICK },
+        quick_ms: 700,
+        prefetch: 60,
+        ..Plan::default()
+    }),
     Fault::new("disk alarm", "None.", |site, rng| disk_alarm(site, rng).boxed_local())
         .on_its_own_broker(),
     Fault::new("connections closed by an operator", "As for a cut.", |site, rng| {
@@ -89,10 +100,11 @@ async fn memory_alarm(site: &mut Site, rng: &mut Rng) -> anyhow::Result<()> {
     site.a_while(rng, 300..1_500).await;
     site.struck("memory alarm");
     site.own().ctl(&["set_vm_memory_high_watermark", "absolute", "1MB"]).await;
-    site.a_while(rng, 300..1_500).await;
-    site.kill_one(rng).await?;
-    site.struck("memory alarm");
-    site.a_while(rng, 300..1_000).await;
+    for _ in 0..3 {
+        site.a_while(rng, 500..1_500).await;
+        site.kill_one(rng).await?;
+        site.struck("memory alarm");
+    }
     site.own().ctl(&["set_vm_memory_high_watermark", "0.6"]).await;
     site.healed();
     site.all_consume().await

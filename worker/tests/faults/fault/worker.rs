@@ -74,7 +74,7 @@ pub(super) const FAULTS: &[Fault] = &[
         jobs: 1_500,
         span: Duration::from_secs(1),
         mix: Mix::QUICK,
-        quick_ms: 40,
+        quick_ms: 120,
         prefetch: 20,
         ..Plan::default()
     }),
@@ -141,6 +141,7 @@ async fn poisoned(site: &mut Site, rng: &mut Rng) -> anyhow::Result<()> {
     let inspector = Inspector::new(&site.config());
     let dead_queue = site.topology().dead_queue("default");
     let until = time::Instant::now() + Duration::from_secs(150);
+    let mut deaths = 0;
     site.struck("processes killed by a job");
     loop {
         ensure!(time::Instant::now() < until, "the killer is not dead after 150 s");
@@ -148,6 +149,7 @@ async fn poisoned(site: &mut Site, rng: &mut Rng) -> anyhow::Result<()> {
         match time::timeout(Duration::from_millis(300), member.process.wait()).await {
             Ok(status) => {
                 ensure!(!status?.success(), "{} ended by itself", member.who);
+                deaths += 1;
                 let who = site.crew.remove(0).who;
                 site.note_of(&who, Event::Gone { how: "killed by a job".into() })?;
                 site.hire()?;
@@ -161,6 +163,10 @@ async fn poisoned(site: &mut Site, rng: &mut Rng) -> anyhow::Result<()> {
     }
     site.healed();
     inspector.close().await;
+    // The worker's own limit of ten, not the broker's backstop of a hundred.
+    if deaths > 10 {
+        site.record.note(Event::Broken { what: format!("one job has killed {deaths} processes") });
+    }
     Ok(())
 }
 
@@ -237,6 +243,7 @@ async fn held(site: &Site) -> anyhow::Result<()> {
     let ready = count.map_or(0, |count| count.ready as usize);
     let out = open.len().saturating_sub(ready);
     let most = site.plan.workers * usize::from(site.plan.prefetch);
+    ensure!(open.len() > 2 * most, "only {} jobs are left: that proves nothing", open.len());
     if out > most {
         let what =
             format!("{out} jobs are with workers that may hold {most}: prefetch not restored");
