@@ -78,7 +78,7 @@ compile() {
     command -v cargo >/dev/null ||
         die "'$builder' could not be pulled (docker's reason is above) and cargo is not on the PATH" \
             "install Rust (https://rustup.rs), or give --binaries"
-    cargo build --release --locked -p forebay-producer -p forebay-handlers --features forebay-handlers/otel >&2
+    cargo build --release --locked -p forebay-producer -p forebay-handlers --features forebay-handlers/full >&2
     echo "${CARGO_TARGET_DIR:-target}/release"
 }
 

@@ -143,7 +143,7 @@ features() {
     for feature in '' redis postgres otel; do
         cargo check -p forebay-worker --no-default-features --features "$feature" --locked
     done
-    for feature in '' cli email image; do
+    for feature in '' cli email image postgres redis; do
         cargo check -p forebay-handlers --no-default-features --features "$feature" --locked
     done
 }

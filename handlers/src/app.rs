@@ -2,6 +2,7 @@
 //! In: a `forebay.toml`, and settings that come before it. Out: a [`Worker`] and a [`Config`], or
 //! everything that is wrong with the file and with this machine, at once.
 
+mod claims;
 mod prepare;
 mod servers;
 
@@ -138,6 +139,15 @@ fn assemble<S: Send + Sync + 'static>(
         builder = builder.queue(name.clone(), queue.options());
     }
     let (servers, mut faults) = Servers::prepare(manifest);
+    if let Some(settings) = &manifest.idempotency {
+        match claims::prepare(settings) {
+            Ok(rules) => builder = builder.idempotency(rules),
+            Err((what, remedy)) => {
+                let what = format!("[idempotency]: {what}");
+                faults.push(fault(manifest, Some(settings.line), what, remedy));
+            }
+        }
+    }
     for (kind, function) in &manifest.functions {
         match prepare(kind, function, &servers) {
             Ok(Some(ready)) => builder = ready.register(builder, kind, options(function, manifest)),

@@ -34,7 +34,7 @@ const LATER: Duration = Duration::from_secs(10);
 /// |---|---|
 /// | command | program and arguments as they stand, no shell |
 /// | standard input | the job's JSON; a program may leave it unread |
-/// | environment | empty but for `PATH`, what [`env`](Exec::env) and [`pass_env`](Exec::pass_env) give, and `FOREBAY_JOB_ID`, `FOREBAY_JOB_KIND`, `FOREBAY_JOB_ATTEMPT` (from 1), `FOREBAY_JOB_DEADLINE` (milliseconds since the epoch); `TRACEPARENT` and `TRACESTATE` if the job belongs to a trace |
+/// | environment | empty but for `PATH`, what [`env`](Exec::env) and [`pass_env`](Exec::pass_env) give, and `FOREBAY_JOB_ID`, `FOREBAY_JOB_KIND`, `FOREBAY_JOB_ATTEMPT` (from 1), `FOREBAY_JOB_DEADLINE` (milliseconds since the epoch), `FOREBAY_JOB_IDEMPOTENCY_KEY` (the job's key, else its id); `FOREBAY_JOB_CLAIM` (the claim number) if the worker claims jobs; `TRACEPARENT` and `TRACESTATE` if the job belongs to a trace |
 /// | exit code 0 | done |
 /// | 65 (`EX_DATAERR`) | the job can never succeed: dead letter |
 /// | 75 (`EX_TEMPFAIL`) | not now: again in 10 s without using an attempt, at most 20 times |
@@ -92,6 +92,8 @@ struct Call<'a> {
     kind: &'a str,
     attempt: u32,
     remaining: Duration,
+    idempotency_key: &'a str,
+    claim_number: Option<u64>,
     trace: Option<TraceContext>,
     payload: &'a [u8],
 }
@@ -179,6 +181,8 @@ impl Exec {
                     kind: cx.kind(),
                     attempt: cx.attempt(),
                     remaining: cx.remaining(),
+                    idempotency_key: cx.idempotency_key().unwrap_or_else(|| cx.id()),
+                    claim_number: cx.claim_number(),
                     trace: cx.trace(),
                     payload: &payload,
                 };
@@ -206,6 +210,10 @@ impl Exec {
         command.env("FOREBAY_JOB_KIND", call.kind);
         command.env("FOREBAY_JOB_ATTEMPT", call.attempt.to_string());
         command.env("FOREBAY_JOB_DEADLINE", deadline_ms(call.remaining).to_string());
+        command.env("FOREBAY_JOB_IDEMPOTENCY_KEY", call.idempotency_key);
+        if let Some(number) = call.claim_number {
+            command.env("FOREBAY_JOB_CLAIM", number.to_string());
+        }
         if let Some(trace) = &call.trace {
             command.env("TRACEPARENT", trace.traceparent());
             // One of another trace must not stay beside it.
@@ -325,8 +333,16 @@ mod tests {
     async fn run(exec: Exec) -> (JobResult<Output>, Vec<Value>) {
         let noted = Mutex::new(Vec::new());
         let remaining = Duration::from_secs(60);
-        let call =
-            Call { id: "j1", kind: "a.b", attempt: 2, remaining, trace: None, payload: b"{}" };
+        let call = Call {
+            id: "j1",
+            kind: "a.b",
+            attempt: 2,
+            remaining,
+            idempotency_key: "j1",
+            claim_number: None,
+            trace: None,
+            payload: b"{}",
+        };
         let result = exec.run(&call, |progress| noted.lock().unwrap().push(progress)).await;
         (result, noted.into_inner().unwrap())
     }
@@ -420,6 +436,7 @@ mod tests {
                 "FOREBAY_JOB_ATTEMPT",
                 "FOREBAY_JOB_DEADLINE",
                 "FOREBAY_JOB_ID",
+                "FOREBAY_JOB_IDEMPOTENCY_KEY",
                 "FOREBAY_JOB_KIND",
                 "HOME",
                 "LANG",
@@ -427,6 +444,7 @@ mod tests {
             ]
         );
         assert!(text.contains("FOREBAY_JOB_ID=j1\n"), "{text}");
+        assert!(text.contains("FOREBAY_JOB_IDEMPOTENCY_KEY=j1\n"), "{text}");
         assert!(text.contains("FOREBAY_JOB_KIND=a.b\n"), "{text}");
         assert!(text.contains("FOREBAY_JOB_ATTEMPT=2\n"), "{text}");
     }

@@ -7,7 +7,7 @@
 //!
 //! # Features
 //!
-//! All but `otel` are on by default; a library does well with `default-features = false` and those
+//! `cli`, `email` and `image` are on by default, and the image has all (`full`); a library does well with `default-features = false` and those
 //! it needs.
 //!
 //! | feature | brings |
@@ -15,6 +15,7 @@
 //! | `cli` | the binary `forebay-run` |
 //! | `email` | `email.send`: `Email`, with the crate lettre |
 //! | `image` | `image.thumbnail`: `Thumbnail`, with the crate image, for JPEG, PNG, WebP and GIF |
+//! | `postgres`, `redis` | `[idempotency]` may keep its claims there |
 //! | `otel` | `forebay-run` exports spans over OTLP when `OTEL_EXPORTER_OTLP_ENDPOINT` is set |
 
 pub mod app;

@@ -23,6 +23,11 @@
 //! exit_after = "5m"               # end when a queue was not consumed for so long; default: never
 //! listen = "127.0.0.1:9464"       # health checks, metrics; or "off". See docs/operation.md
 //!
+//! [idempotency]                   # each job once for its key: docs/idempotency.md
+//! store = "redis://127.0.0.1/0"   # or "postgres://…", or "memory" for one process; or store_env
+//! lease = "30s"                   # and keep, recheck, patience, max_result, only_with_key,
+//!                                 # fail_open
+//!
 //! [queues.default]                # `default` exists without being named; every other queue that
 //!                                 # a function uses needs its section, which may be empty
 //! concurrency = 16                # jobs at once in this process; default 4 × cores
@@ -76,6 +81,7 @@ mod built_in;
 mod email;
 pub(crate) mod fault;
 mod function;
+mod idempotency;
 mod listen;
 mod section;
 mod server;
@@ -97,6 +103,7 @@ pub use fault::{Fault, Faults};
 use fault::{Report, suggestion};
 use function::queue_section;
 pub use function::{Function, Runs};
+pub use idempotency::{ClaimStore, IdempotencySettings};
 pub use listen::{InvalidListen, Listen};
 use section::Section;
 pub use server::ServerSettings;
@@ -112,6 +119,8 @@ pub struct Manifest {
     pub broker: Broker,
     /// `[worker]`.
     pub worker: WorkerSettings,
+    /// `[idempotency]`; without it jobs run at least once.
+    pub idempotency: Option<IdempotencySettings>,
     /// `[queues.NAME]` by name; `default` is here if a function uses it.
     pub queues: BTreeMap<String, QueueSettings>,
     /// `[servers.NAME]` by name.
@@ -264,6 +273,7 @@ fn read(text: &str, file: &Path) -> (Manifest, Vec<Fault>) {
         file: file.to_owned(),
         broker: root.table("broker").map(read_broker).unwrap_or_default(),
         worker: root.table("worker").map(read_worker).unwrap_or_default(),
+        idempotency: root.table("idempotency").and_then(idempotency::read),
         ..Manifest::default()
     };
     for (name, section) in root.tables("queues") {

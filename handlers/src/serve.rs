@@ -237,6 +237,7 @@ fn task<'a, S>(run: &'a str, cx: &'a Context<S>) -> Task<'a> {
         redelivered: cx.redelivered(),
         crashes: cx.crashes(),
         idempotency_key: cx.idempotency_key(),
+        claim_number: cx.claim_number(),
         traceparent: trace.as_ref().map(|trace| trace.traceparent().to_owned()),
         tracestate: trace.as_ref().and_then(TraceContext::tracestate).map(str::to_owned),
     }

@@ -10,13 +10,20 @@ use forebay_worker::{Config, QueueType};
 /// What would be consumed and what would run, as text.
 pub(crate) fn summary(manifest: &Manifest, config: &Config) -> String {
     format!(
-        "{} is fine: broker {}, namespace {}\n\n{}\n\n{}",
+        "{} is fine: broker {}, namespace {}\n{}\n{}\n\n{}",
         manifest.file.display(),
         config.broker(),
         config.topology().namespace(),
+        idempotency(manifest),
         queues(manifest),
         functions(manifest)
     )
+}
+
+fn idempotency(manifest: &Manifest) -> String {
+    let Some(settings) = &manifest.idempotency else { return String::new() };
+    let which = if settings.only_with_key { "each job with a key" } else { "each job" };
+    format!("{which} once: claims are in {}\n", settings.store)
 }
 
 fn queues(manifest: &Manifest) -> Table {

@@ -27,6 +27,8 @@ pub struct Function {
     pub timeout: Option<Duration>,
     /// How many runs at once, in one process.
     pub concurrency: Option<usize>,
+    /// Whether `[idempotency]` applies to it.
+    pub idempotent: bool,
     /// How failed jobs are tried again.
     pub retry: Option<Retry>,
     /// What runs.
@@ -125,7 +127,8 @@ impl fmt::Display for Runs {
 impl Function {
     /// The options for the worker.
     pub fn options(&self) -> HandlerOptions {
-        let mut options = HandlerOptions::new().queue(self.queue.clone());
+        let options = HandlerOptions::new().queue(self.queue.clone());
+        let mut options = options.idempotent(self.idempotent);
         if let Some(timeout) = self.timeout {
             options = options.timeout(timeout);
         }
@@ -144,6 +147,7 @@ impl Function {
         let queue = section.located("queue", units::text);
         let timeout = section.get("timeout", units::duration);
         let concurrency = section.get("concurrency", |value| units::number(value, 1..=10_000));
+        let idempotent = section.get("idempotent", units::flag).unwrap_or(true);
         let retry = read_retry(&mut section);
         let runs = read_runs(kind, &mut section, folder);
         let queue_at = queue.as_ref().map_or(section.at.clone(), |queue| queue.span());
@@ -156,6 +160,7 @@ impl Function {
             queue: queue.map_or_else(|| "default".to_owned(), |queue| queue.into_inner()),
             timeout,
             concurrency: concurrency.and_then(|most| usize::try_from(most).ok()),
+            idempotent,
             retry,
             runs: runs?,
             line,

@@ -35,6 +35,8 @@ pub(super) struct Task<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) idempotency_key: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) claim_number: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) traceparent: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) tracestate: Option<String>,
@@ -235,6 +237,7 @@ mod tests {
             redelivered: false,
             crashes: 0,
             idempotency_key: None,
+            claim_number: None,
             traceparent: Some("00-1".to_owned()),
             tracestate: None,
         }

@@ -8,6 +8,8 @@ mod digest;
 mod email;
 mod exec;
 mod http;
+#[cfg(all(feature = "postgres", feature = "redis"))]
+mod idempotency;
 mod logs;
 mod operation;
 #[cfg(feature = "otel")]

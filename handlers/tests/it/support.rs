@@ -13,7 +13,7 @@ use forebay_producer::{
 };
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
@@ -120,6 +120,12 @@ impl Site {
     /// Publishes a job and waits for its result.
     pub(crate) async fn call(&self, payload: Value) -> Result<Value, CallError> {
         self.producer.call(&Any(payload), PATIENCE).await
+    }
+
+    /// The same with an idempotency key and an empty payload.
+    pub(crate) async fn call_once(&self, key: &str) -> Result<Value, CallError> {
+        let options = PublishOptions::new().idempotency_key(key);
+        self.producer.call_with(&Any(json!({})), options, PATIENCE).await
     }
 
     /// Waits for the one dead letter of the default queue.

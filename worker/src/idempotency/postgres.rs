@@ -10,6 +10,7 @@ use bytes::Bytes;
 use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime, Timeouts};
 use forebay_producer::wire::envelope::now_ms;
 use tokio_postgres::config::SslMode;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Config, NoTls, Row};
 use tracing::debug;
@@ -65,7 +66,8 @@ DELETE FROM forebay_claims WHERE key IN (
 
 /// Keeps claims in a table of PostgreSQL 12 or newer.
 ///
-/// Run [`PostgresStore::migrate`] once, or [`PostgresStore::SCHEMA`] with your own migrations. What
+/// Run [`PostgresStore::migrate`] once, or [`PostgresStore::SCHEMA`] with your own migrations, or
+/// let it do so by itself with [`PostgresStore::migrating`]. What
 /// is over is removed now and then, at most once a minute by each process, beside its other work;
 /// [`PostgresStore::clean`] does it at once.
 ///
@@ -84,6 +86,7 @@ DELETE FROM forebay_claims WHERE key IN (
 pub struct PostgresStore {
     database: Database,
     cleaned_ms: Arc<AtomicU64>,
+    migrates: bool,
 }
 
 impl PostgresStore {
@@ -117,7 +120,13 @@ CREATE INDEX IF NOT EXISTS forebay_claims_until ON forebay_claims (until);
     }
 
     fn of(database: Database) -> Self {
-        Self { database, cleaned_ms: Arc::new(AtomicU64::new(now_ms())) }
+        Self { database, cleaned_ms: Arc::new(AtomicU64::new(now_ms())), migrates: false }
+    }
+
+    /// Lets a claim that finds no table create it. Default: that claim is an error.
+    pub fn migrating(mut self) -> Self {
+        self.migrates = true;
+        self
     }
 
     /// Creates what is missing of [`PostgresStore::SCHEMA`].
@@ -152,9 +161,14 @@ CREATE INDEX IF NOT EXISTS forebay_claims_until ON forebay_claims (until);
 
 impl Store for PostgresStore {
     async fn claim(&self, key: &Key, lease: Duration) -> Result<Claim, StoreError> {
-        let row = self.database.query(CLAIM, &[&key.as_str(), &lease.as_secs_f64()]).await?;
+        let parameters: [&(dyn ToSql + Sync); 2] = [&key.as_str(), &lease.as_secs_f64()];
+        let mut row = self.database.query(CLAIM, &parameters).await;
+        if self.migrates && row.as_ref().is_err_and(is_missing) {
+            self.migrate().await?;
+            row = self.database.query(CLAIM, &parameters).await;
+        }
         // No row: somebody else's was written since the statement began.
-        let Some(row) = row else { return Ok(Claim::Held { expires_in: lease }) };
+        let Some(row) = row? else { return Ok(Claim::Held { expires_in: lease }) };
         Ok(match row.get::<_, Option<i64>>("number") {
             Some(number) => Claim::Granted { number: number as u64 },
             None if row.get("done") => Claim::Completed {
@@ -289,6 +303,13 @@ impl Database {
     fn error(&self, error: impl std::error::Error + Send + Sync + 'static) -> StoreError {
         StoreError::new(format!("PostgreSQL at {}", self.address), error)
     }
+}
+
+/// Whether the table or the sequence is not there.
+fn is_missing(error: &StoreError) -> bool {
+    let source = std::error::Error::source(error);
+    let error = source.and_then(|source| source.downcast_ref::<tokio_postgres::Error>());
+    error.is_some_and(|error| error.code() == Some(&SqlState::UNDEFINED_TABLE))
 }
 
 fn address_of(config: &Config) -> String {

@@ -2,11 +2,13 @@
 //! In: keys. Out: answers by the clock of the Redis server.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use redis::{Client, FromRedisValue, Script, ScriptInvocation};
+use redis::{Client, FromRedisValue, RedisError, Script, ScriptInvocation};
+use tokio::sync::OnceCell;
 
 use super::store::{Claim, Key, Store, StoreError};
 
@@ -68,11 +70,13 @@ const GRACE: Duration = Duration::from_secs(600);
 #[derive(Clone)]
 #[must_use]
 pub struct RedisStore {
-    connection: ConnectionManager,
+    client: Client,
+    /// Made when it is first needed: it belongs to a runtime.
+    connection: Arc<OnceCell<ConnectionManager>>,
     /// Where it is, without credentials.
     address: String,
     prefix: String,
-    scripts: std::sync::Arc<Scripts>,
+    scripts: Arc<Scripts>,
 }
 
 struct Scripts {
@@ -88,28 +92,25 @@ impl RedisStore {
     ///
     /// # Errors
     /// When the URL cannot be read.
-    ///
-    /// # Panics
-    /// Outside of a tokio runtime.
     pub fn new(url: &str) -> Result<Self, StoreError> {
-        let wrong = |error: redis::RedisError| {
+        let wrong = |error: RedisError| {
             // The URL itself may carry a password.
             StoreError::new("the URL of the Redis store cannot be read", error)
         };
         let client = Client::open(url).map_err(wrong)?;
         let address = client.get_connection_info().addr().to_string();
-        // Whoever waits tries again itself.
-        let config = ConnectionManagerConfig::new()
-            .set_number_of_retries(0)
-            .set_connection_timeout(Some(CONNECT))
-            .set_response_timeout(Some(ANSWER));
-        let connection = client.get_connection_manager_lazy(config).map_err(wrong)?;
         let scripts = Scripts {
             claim: Script::new(CLAIM),
             renew: Script::new(RENEW),
             complete: Script::new(COMPLETE),
         };
-        Ok(Self { connection, address, prefix: PREFIX.to_owned(), scripts: scripts.into() })
+        Ok(Self {
+            client,
+            connection: Arc::default(),
+            address,
+            prefix: PREFIX.to_owned(),
+            scripts: scripts.into(),
+        })
     }
 
     /// Sets what every key begins with. Default: `forebay:once:`.
@@ -126,9 +127,24 @@ impl RedisStore {
         &self,
         invocation: &ScriptInvocation<'_>,
     ) -> Result<T, StoreError> {
-        let mut connection = self.connection.clone();
-        let answer = invocation.invoke_async(&mut connection).await;
-        answer.map_err(|error| StoreError::new(format!("Redis at {}", self.address), error))
+        let answer = async {
+            let mut connection = self.connection().await?;
+            invocation.invoke_async(&mut connection).await
+        };
+        let named = |error| StoreError::new(format!("Redis at {}", self.address), error);
+        answer.await.map_err(named)
+    }
+
+    async fn connection(&self) -> Result<ConnectionManager, RedisError> {
+        // Whoever waits tries again itself.
+        let config = || {
+            ConnectionManagerConfig::new()
+                .set_number_of_retries(0)
+                .set_connection_timeout(Some(CONNECT))
+                .set_response_timeout(Some(ANSWER))
+        };
+        let connect = async || self.client.get_connection_manager_lazy(config());
+        self.connection.get_or_try_init(connect).await.cloned()
     }
 }
 
