@@ -57,6 +57,17 @@ pub struct App {
     pub servers: Vec<Server>,
 }
 
+impl App {
+    /// How many runs of a kind there are at once in this process; `None` if it is not known, or its
+    /// queue is not consumed.
+    pub fn at_once(&self, kind: &str) -> Option<usize> {
+        let function = self.manifest.functions.get(kind)?;
+        let (queue, _) = self.worker.limits(&function.queue)?;
+        let own = function.concurrency.or_else(|| servers::places(function, &self.manifest));
+        Some(own.map_or(queue, |own| own.min(queue)))
+    }
+}
+
 /// Reads a manifest and builds its worker, looking for what it names on this machine too:
 /// programs, folders, secrets.
 ///
@@ -338,6 +349,7 @@ serve = ["cat"]
         let app = open(&file, &Overrides::default()).unwrap();
         let names: Vec<_> = app.servers.iter().map(|server| server.status().name).collect();
         assert_eq!(names, ["pricing", "c.c", "d.d"]);
+        assert_eq!((app.at_once("a.a"), app.at_once("c.c")), (Some(6), Some(1)));
         assert_eq!(app.servers.iter().map(Server::places).collect::<Vec<_>>(), [6, 1, 1]);
         let wrong = "[servers.a]\nserve = [\"no-such-program-1\"]\n[functions.b]\nserver = \"a\"\n[functions.c]\nserve = [\"./missing\"]";
         let found = faults(wrong, &Overrides::default());

@@ -58,7 +58,7 @@ fn main() -> ExitCode {
             ExitCode::from(USAGE)
         }
         Ok((app, config, _)) if arguments.check => {
-            println!("{}", table::summary(&app.manifest, &config));
+            println!("{}", table::summary(&app, &config));
             ExitCode::SUCCESS
         }
         Ok((app, config, spans)) => match open(&arguments, &app) {

@@ -1,22 +1,24 @@
 //! What `--check` prints.
-//! In: a manifest without faults. Out: its queues and functions as two tables.
+//! In: a manifest without faults and its worker. Out: its queues and functions as two tables, with
+//! the defaults filled in.
 
 use std::time::Duration;
 
 use comfy_table::{Table, presets};
 use forebay_handlers::Manifest;
-use forebay_worker::{Config, QueueType};
+use forebay_handlers::app::App;
+use forebay_worker::{Config, HandlerOptions, QueueType};
 
 /// What would be consumed and what would run, as text.
-pub(crate) fn summary(manifest: &Manifest, config: &Config) -> String {
+pub(crate) fn summary(app: &App, config: &Config) -> String {
     format!(
         "{} is fine: broker {}, namespace {}\n{}\n{}\n\n{}",
-        manifest.file.display(),
+        app.manifest.file.display(),
         config.broker(),
         config.topology().namespace(),
-        idempotency(manifest),
-        queues(manifest),
-        functions(manifest)
+        idempotency(&app.manifest),
+        queues(app),
+        functions(app)
     )
 }
 
@@ -26,34 +28,35 @@ fn idempotency(manifest: &Manifest) -> String {
     format!("{which} once: claims are in {}\n", settings.store)
 }
 
-fn queues(manifest: &Manifest) -> Table {
+fn queues(app: &App) -> Table {
     let mut table = table(["QUEUE", "TYPE", "CONCURRENCY", "PREFETCH", "RATE", "DEFAULT KIND"]);
-    for (name, queue) in &manifest.queues {
+    for (name, queue) in &app.manifest.queues {
+        let limits = app.worker.limits(name);
         table.add_row([
             name.clone(),
             match queue.queue_type.unwrap_or_default() {
                 QueueType::Classic => "classic".to_owned(),
                 _ => "quorum".to_owned(),
             },
-            or_default(queue.concurrency),
-            or_default(queue.prefetch),
-            queue.rate.map_or_else(|| "-".to_owned(), |rate| format!("{rate}/s")),
-            queue.default_kind.clone().unwrap_or_else(|| "-".to_owned()),
+            or_dash(limits.map(|(concurrency, _)| concurrency)),
+            or_dash(limits.map(|(_, prefetch)| prefetch)),
+            or_dash(queue.rate.map(|rate| format!("{rate}/s"))),
+            or_dash(queue.default_kind.clone()),
         ]);
     }
     table
 }
 
-fn functions(manifest: &Manifest) -> Table {
+fn functions(app: &App) -> Table {
     let mut table = table(["FUNCTION", "QUEUE", "RUNS", "TIMEOUT", "ATTEMPTS", "CONCURRENCY"]);
-    for (kind, function) in &manifest.functions {
+    for (kind, function) in &app.manifest.functions {
         table.add_row([
             kind.clone(),
             function.queue.clone(),
             function.runs.to_string(),
-            or_default(function.timeout.map(duration)),
-            or_default(function.retry.map(|retry| retry.max_attempts)),
-            or_default(function.concurrency),
+            duration(function.timeout.unwrap_or(HandlerOptions::TIMEOUT)),
+            function.retry.unwrap_or_default().max_attempts.to_string(),
+            or_dash(app.at_once(kind)),
         ]);
     }
     table
@@ -65,8 +68,8 @@ fn table<const N: usize>(header: [&str; N]) -> Table {
     table
 }
 
-fn or_default(value: Option<impl ToString>) -> String {
-    value.map_or_else(|| "default".to_owned(), |value| value.to_string())
+fn or_dash(value: Option<impl ToString>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }
 
 fn duration(duration: Duration) -> String {

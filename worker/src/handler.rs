@@ -39,7 +39,7 @@ pub struct HandlerOptions {
 impl Default for HandlerOptions {
     fn default() -> Self {
         Self {
-            timeout: Duration::from_secs(300),
+            timeout: Self::TIMEOUT,
             retry: Retry::default(),
             concurrency: None,
             queue: None,
@@ -49,12 +49,15 @@ impl Default for HandlerOptions {
 }
 
 impl HandlerOptions {
+    /// How long one run may take if nothing else is said: 5 minutes.
+    pub const TIMEOUT: Duration = Duration::from_secs(300);
+
     /// All defaults.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Sets how long one run may take. Default: 5 minutes.
+    /// Sets how long one run may take. Default: [`TIMEOUT`](Self::TIMEOUT).
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self

@@ -105,6 +105,12 @@ impl<S: Send + Sync + 'static> Worker<S> {
         WorkerBuilder::new(state)
     }
 
+    /// How many jobs of a queue run at once, and how many deliveries are held ready, with the
+    /// defaults filled in; `None` for a queue that is not consumed.
+    pub fn limits(&self, queue: &str) -> Option<(usize, u16)> {
+        self.queues.get(queue).map(|options| (options.concurrency, options.window()))
+    }
+
     /// Runs until `shutdown` resolves, then drains: stops consuming, lets running jobs finish
     /// within the grace period, gives the rest back.
     ///

@@ -35,11 +35,12 @@ http = "http://u:hush@localhost/push?token=hush"
     };
     assert!(text.contains("forebay.toml is fine: broker "), "{text}");
     assert!(text.contains(site.broker.namespace()), "{text}");
-    assert!(has(&["mail", "quorum", "8", "default", "5/s", "-"]), "{text}");
-    assert!(has(&["default", "quorum", "default"]), "{text}");
-    assert!(has(&["mail.send", "mail", "exec", "true", "30s", "3"]), "{text}");
+    let usual = (4 * std::thread::available_parallelism().unwrap().get()).to_string();
+    assert!(has(&["mail", "quorum", "8", "16", "5/s", "-"]), "{text}");
+    assert!(has(&["default", "quorum", &usual]), "{text}");
+    assert!(has(&["mail.send", "mail", "exec", "true", "30s", "3", "8"]), "{text}");
     assert!(
-        has(&["invoice.push", "default", "POST", "http://localhost/push", "default"]),
+        has(&["invoice.push", "default", "POST", "http://localhost/push", "5m", "5", &usual]),
         "{text}"
     );
     assert!(!text.contains("hush"), "{text}");
