@@ -20,7 +20,7 @@ within 2 s of the broker's first answer.
   --seed S      a number; the seed of round n is S + n. A red row tells its own, and
                 --fault NAME --seed S begins with it
   --keep        keeps records and logs of good runs, too; those of bad ones always stay
-  --write       puts the table into docs/reliability.md
+  --write       puts the table into docs/reliability.md; with --fault only the rows of those faults
   --list        the names of all faults
 
 The image is the one named in producer/src/rabbitmq-image, or in FOREBAY_RABBITMQ_IMAGE.
@@ -53,7 +53,8 @@ main() {
         exit
     fi
     ensure_docker
-    docker/rabbitmq/obtain.sh "${FOREBAY_RABBITMQ_IMAGE:-$(<producer/src/rabbitmq-image)}"
+    export FOREBAY_RABBITMQ_IMAGE=${FOREBAY_RABBITMQ_IMAGE:-$(<producer/src/rabbitmq-image)}
+    docker/rabbitmq/obtain.sh "$FOREBAY_RABBITMQ_IMAGE"
     # The clock of a worker is turned with libfaketime; without it that fault is left out.
     ! is_root_on_debian || apt_install libfaketime
     suite

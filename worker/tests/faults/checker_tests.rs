@@ -91,14 +91,29 @@ fn a_dead_letter_that_the_script_does_not_explain_is_an_error_unless_the_fault_e
 
 #[test]
 fn an_operator_is_charged_with_what_was_there_and_no_more_than_he_was_told() {
-    let destroyed = "500 site destroyed 1";
+    let destroyed = "500 site destroyed 1 0";
     assert_eq!(checked(&with(&[PUBLISHED, destroyed]), &[]).destroyed, 1);
-    // One that was confirmed long after.
-    let late = with(&[destroyed, "\n1000 p intent a quick\n1200 p confirmed a"]);
+    // One that was published after.
+    let late = with(&[destroyed, "\n600 p intent a quick\n700 p confirmed a"]);
+    assert_eq!(checked(&late, &[]).lost, ["a"]);
+    // One that was published before, and confirmed long after.
+    let late = with(&["400 p intent a quick\n", destroyed, "\n3000 p confirmed a"]);
     assert_eq!(checked(&late, &[]).lost, ["a"]);
     // Two are missing, one was destroyed.
     let two = with(&[PUBLISHED, &PUBLISHED.replace(" a", " b"), destroyed]);
     let verdict = checked(&two, &[]);
+    assert_eq!((verdict.destroyed, verdict.lost.len()), (1, 1));
+}
+
+#[test]
+fn what_was_under_way_to_a_queue_while_it_was_deleted_is_beside_the_number_that_was_told() {
+    // It took 200 ms.
+    let destroyed = "\n500 site destroyed 1 200000\n";
+    let under_way = PUBLISHED.replace("10 p", "250 p").replace("20 p", "350 p");
+    let verdict = checked(&with(&[&under_way.replace(" a", " b"), PUBLISHED, destroyed]), &[]);
+    assert_eq!((verdict.destroyed, verdict.lost.len()), (2, 0));
+    // What was confirmed before counts towards the number.
+    let verdict = checked(&with(&[&PUBLISHED.replace(" a", " b"), PUBLISHED, destroyed]), &[]);
     assert_eq!((verdict.destroyed, verdict.lost.len()), (1, 1));
 }
 

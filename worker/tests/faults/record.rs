@@ -43,8 +43,8 @@ pub(crate) enum Event {
     Struck { what: String },
     /// It is over: from now on the broker can be reached again.
     Healed,
-    /// An operator destroyed what was queued: at most so many.
-    Destroyed { at_most: u64 },
+    /// An operator destroyed what was queued: at most so many, and it took so many microseconds.
+    Destroyed { at_most: u64, took: u64 },
     /// What was promised is not so.
     Broken { what: String },
 }
@@ -62,6 +62,8 @@ pub(crate) struct Run {
 pub(crate) struct Recorder {
     file: Arc<File>,
     who: String,
+    /// Where all records of the run lie.
+    pub(crate) folder: Arc<Path>,
     /// The machine's clock may be turned while we run; this process's own runs on.
     began: (u64, Instant),
 }
@@ -71,7 +73,8 @@ impl Recorder {
         let path = folder.join(format!("{who}.record"));
         let file = OpenOptions::new().create(true).append(true).open(&path);
         let file = file.with_context(|| format!("opening the record {}", path.display()))?;
-        Ok(Self { file: Arc::new(file), who: who.to_owned(), began: (now(), Instant::now()) })
+        let (file, folder, who) = (Arc::new(file), Arc::from(folder), who.to_owned());
+        Ok(Self { file, who, folder, began: (now(), Instant::now()) })
     }
 
     /// Microseconds since the epoch.
@@ -126,7 +129,7 @@ impl Entry {
             Event::Gone { how } => format!("gone\t{}", one_line(how)),
             Event::Struck { what } => format!("struck\t{}", one_line(what)),
             Event::Healed => "healed".to_owned(),
-            Event::Destroyed { at_most } => format!("destroyed\t{at_most}"),
+            Event::Destroyed { at_most, took } => format!("destroyed\t{at_most}\t{took}"),
             Event::Broken { what } => format!("broken\t{}", one_line(what)),
         };
         format!("{}\t{}\t{event}\n", self.at, self.who)
@@ -160,7 +163,10 @@ impl Entry {
             "gone" => Event::Gone { how: next()? },
             "struck" => Event::Struck { what: next()? },
             "healed" => Event::Healed,
-            "destroyed" => Event::Destroyed { at_most: next()?.parse().ok()? },
+            "destroyed" => Event::Destroyed {
+                at_most: next()?.parse().ok()?,
+                took: next()?.parse().ok()?,
+            },
             "broken" => Event::Broken { what: next()? },
             _ => return None,
         };
@@ -201,7 +207,7 @@ fn every_event_is_read_as_it_was_written_and_half_a_line_is_not() {
         Event::Gone { how: "killed".into() },
         Event::Struck { what: "cut".into() },
         Event::Healed,
-        Event::Destroyed { at_most: 9 },
+        Event::Destroyed { at_most: 9, took: 12 },
         Event::Broken { what: "prefetch".into() },
     ];
     for event in events {

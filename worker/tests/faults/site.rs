@@ -330,14 +330,19 @@ impl Site {
 }
 
 pub(crate) async fn end(member: &mut Member) -> anyhow::Result<()> {
-    let pid = member.process.id().context("it has ended already")?;
-    let kill = Command::new("kill").args(["-TERM", &pid.to_string()]).status().await?;
-    ensure!(kill.success(), "kill -TERM {pid} failed");
+    signal("-TERM", member).await?;
     let ended = time::timeout(PATIENCE, member.process.wait()).await;
     match ended {
         Ok(status) => ensure!(status?.success(), "{} did not end with 0", member.who),
         Err(_) => bail!("{} did not end within {PATIENCE:?} of SIGTERM", member.who),
     }
+    Ok(())
+}
+
+pub(crate) async fn signal(which: &str, member: &Member) -> anyhow::Result<()> {
+    let pid = member.process.id().context("it has ended already")?;
+    let kill = Command::new("kill").args([which, &pid.to_string()]).status().await?;
+    ensure!(kill.success(), "kill {which} {pid} failed");
     Ok(())
 }
 
