@@ -130,7 +130,10 @@ impl Turns {
     fn refill(&mut self) {
         let seed = self.seed + self.rounds;
         self.rounds += 1;
-        for fault in self.faults.iter().copied() {
+        // Of their own brokers those last that are configured: each costs a start.
+        let mut faults = self.faults.clone();
+        faults.sort_by_key(|fault| matches!(fault.ground, Ground::Own(with) if !with.is_empty()));
+        for fault in faults {
             let turn = Turn { fault, seed };
             match fault.ground {
                 Ground::Shared => self.shared.push_back(turn),

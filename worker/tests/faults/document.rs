@@ -53,9 +53,9 @@ fn merged(
     legend.extend(other_legend.map(|line| format!("{line}\n")));
     legend.retain(|line| names.iter().any(|name| about(line, name)));
     legend.sort_by_key(|line| names.iter().position(|name| about(line, name)));
-    let old = known.lines().filter(|line| {
-        line.contains(", seed ") && !line.starts_with(&format!("{}: ", told.what))
-    });
+    let old = known
+        .lines()
+        .filter(|line| line.contains(", seed ") && !line.starts_with(&format!("{}: ", told.what)));
     let runs: String = old.map(|line| format!("{line}\n\n")).collect();
     let run = format!("{}: {}", told.what, told.rest);
     format!("{}\n{runs}{run}\n\n{}", table::markdown(&lines), legend.concat())

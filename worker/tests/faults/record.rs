@@ -1,9 +1,10 @@
 //! What happened, as it happened: one file for each process, one write for each line.
 //! In: events. Out: all of them, by time, whatever became of the process that wrote them.
 
+use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
-use std::path::Path;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -100,16 +101,45 @@ fn now() -> u64 {
 
 /// All records of a folder, by time.
 pub(crate) fn read_all(folder: &Path) -> anyhow::Result<Vec<Entry>> {
-    let mut entries = Vec::new();
-    for file in fs::read_dir(folder)? {
-        let path = file?.path();
-        if path.extension().is_some_and(|extension| extension == "record") {
-            let text = fs::read_to_string(&path)?;
-            entries.extend(text.lines().filter_map(Entry::of_line));
-        }
+    let mut reader = Reader::new(folder);
+    reader.read()?;
+    Ok(reader.entries)
+}
+
+/// Reads the records of a folder again and again, and each line once.
+pub(crate) struct Reader {
+    folder: PathBuf,
+    /// How far each file was read.
+    read: HashMap<PathBuf, u64>,
+    entries: Vec<Entry>,
+}
+
+impl Reader {
+    pub(crate) fn new(folder: &Path) -> Self {
+        Self { folder: folder.to_owned(), read: HashMap::new(), entries: Vec::new() }
     }
-    entries.sort_by_key(|entry| entry.at);
-    Ok(entries)
+
+    /// All that is there by now, by time.
+    pub(crate) fn read(&mut self) -> anyhow::Result<&[Entry]> {
+        let before = self.entries.len();
+        for file in fs::read_dir(&self.folder)? {
+            let path = file?.path();
+            if path.extension().is_some_and(|extension| extension == "record") {
+                let (mut file, mut text) = (File::open(&path)?, String::new());
+                let read = self.read.entry(path).or_default();
+                file.seek(SeekFrom::Start(*read))?;
+                file.read_to_string(&mut text)?;
+                // What is being written in this moment is for the next time.
+                let whole = text.rfind('\n').map_or(0, |end| end + 1);
+                *read += whole as u64;
+                self.entries.extend(text[..whole].lines().filter_map(Entry::of_line));
+            }
+        }
+        if self.entries.len() > before {
+            self.entries.sort_by_key(|entry| entry.at);
+        }
+        Ok(&self.entries)
+    }
 }
 
 impl Entry {
@@ -163,10 +193,9 @@ impl Entry {
             "gone" => Event::Gone { how: next()? },
             "struck" => Event::Struck { what: next()? },
             "healed" => Event::Healed,
-            "destroyed" => Event::Destroyed {
-                at_most: next()?.parse().ok()?,
-                took: next()?.parse().ok()?,
-            },
+            "destroyed" => {
+                Event::Destroyed { at_most: next()?.parse().ok()?, took: next()?.parse().ok()? }
+            }
             "broken" => Event::Broken { what: next()? },
             _ => return None,
         };
@@ -217,4 +246,18 @@ fn every_event_is_read_as_it_was_written_and_half_a_line_is_not() {
     }
     assert_eq!(Entry::of_line("7\tworker-1\tended\ta-1\t2\t1\t3"), None);
     assert_eq!(Entry::of_line("7\tworker-1\tbeg"), None);
+}
+
+#[test]
+fn each_line_is_read_once_and_half_a_line_when_it_is_whole() {
+    let folder = std::env::temp_dir().join(format!("forebay-records-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let (path, mut reader) = (folder.join("a.record"), Reader::new(&folder));
+    fs::write(&path, "2\ta\thealed\n3\ta\thea").unwrap();
+    assert_eq!(reader.read().unwrap().len(), 1);
+    fs::write(folder.join("b.record"), "1\tb\tstarted\n").unwrap();
+    fs::write(&path, "2\ta\thealed\n3\ta\thealed\n").unwrap();
+    let at: Vec<_> = reader.read().unwrap().iter().map(|entry| entry.at).collect();
+    assert_eq!((at, reader.read().unwrap().len()), (vec![1, 2, 3], 3));
+    fs::remove_dir_all(&folder).unwrap();
 }

@@ -13,7 +13,7 @@ use tokio::time::{self, Instant};
 
 use crate::checker::{self, Verdict};
 use crate::fault::Fault;
-use crate::record::{self, Event};
+use crate::record::{self, Event, Reader};
 use crate::site::Site;
 use crate::workload::{self, Item, Script, Step};
 use crate::{leftover, table};
@@ -104,12 +104,12 @@ fn note_panics(site: &Site) -> anyhow::Result<()> {
 /// Publishes until every worker has run one more job: none has fallen silent.
 async fn everybody_works(site: &Site) -> anyhow::Result<()> {
     let since = site.record.now();
-    let producer = site.producer();
+    let (producer, mut records) = (site.producer(), Reader::new(&site.folder));
     for n in 0..600 {
         let step = Step { script: Script::Quick, ms: 1 };
         let item = Item { id: format!("last-{n:03}"), step, delay: None, new_kind: false };
         workload::publish_one(&producer, &site.record, &item).await;
-        let entries = record::read_all(&site.folder)?;
+        let entries = records.read()?;
         let ran = |who: &str| {
             let mut begun = entries.iter().filter(|entry| entry.at > since && entry.who == who);
             begun.any(|entry| matches!(entry.event, Event::Begun { .. }))

@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use tokio::time::{self, Instant};
 
 use crate::child::{ASKED, Asked, Role};
-use crate::record::{self, Entry, Event, Recorder};
+use crate::record::{Entry, Event, Reader, Recorder};
 use crate::workload::Plan;
 
 /// Longest that anything may take that is not the fault itself.
@@ -250,8 +250,8 @@ impl Site {
         what: &str,
         so: impl Fn(&[Entry]) -> bool,
     ) -> anyhow::Result<()> {
-        let until = Instant::now() + PATIENCE;
-        while !so(&record::read_all(&self.folder)?) {
+        let (mut records, until) = (Reader::new(&self.folder), Instant::now() + PATIENCE);
+        while !so(records.read()?) {
             ensure!(Instant::now() < until, "not within {PATIENCE:?}: {what}");
             time::sleep(LOOK).await;
         }
@@ -273,14 +273,14 @@ impl Site {
     /// Waits until the jobs are dealt with: every confirmed one has its end, or nothing moves.
     pub(crate) async fn all_settled(&self) -> anyhow::Result<()> {
         let (inspector, until) = (Inspector::new(&self.config()), Instant::now() + PATIENCE);
-        let (mut lines, mut since) = (0, Instant::now());
+        let (mut records, mut lines, mut since) = (Reader::new(&self.folder), None, Instant::now());
         while Instant::now() < until {
-            let entries = record::read_all(&self.folder)?;
-            if all_ended(&entries) {
-                break;
-            }
-            if entries.len() != lines {
-                (lines, since) = (entries.len(), Instant::now());
+            let entries = records.read()?;
+            if lines != Some(entries.len()) {
+                if all_ended(entries) {
+                    break;
+                }
+                (lines, since) = (Some(entries.len()), Instant::now());
             }
             if since.elapsed() > Duration::from_secs(2) && self.nothing_waits(&inspector).await {
                 break;
