@@ -65,13 +65,16 @@ impl Wanted {
     fn told(&self, took: Duration) -> Told {
         let cores = thread::available_parallelism().map_or(0, usize::from);
         let image = std::env::var("FOREBAY_RABBITMQ_IMAGE").unwrap_or_default();
+        // Of other programs, too.
+        let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+        let load = load.split(' ').nth(2).unwrap_or("unknown");
         let what = match &self.only {
             None => "All faults".to_owned(),
             Some(part) => format!("Faults with \"{part}\" in their name"),
         };
+        let minutes = took.as_secs_f64() / 60.0;
         let rest = format!(
-            "{:.0} minutes on {cores} cores with `{image}`, seed {}.",
-            took.as_secs_f64() / 60.0,
+            "{minutes:.0} minutes on {cores} cores under a load of {load}, `{image}`, seed {}.",
             self.seed
         );
         Told { what, rest, whole: self.only.is_none() }
