@@ -9,6 +9,8 @@ use crate::record::{Entry, Event, Run};
 
 /// An ack may be under way for so long after the run that it settles.
 const UNDER_WAY: u64 = 1_500_000;
+/// A retry or a dead letter is published before the ack, and its queue perhaps declared before.
+const PUBLISHED_FIRST: u64 = 15_000_000;
 /// A confirm may be read so long after the broker gave it.
 const READ_LATE: u64 = 2_000_000;
 
@@ -216,6 +218,19 @@ impl Life {
         ["rejects", "kills"].iter().any(|script| self.script.starts_with(script))
     }
 
+    /// When the ack of a run that ended was out at the latest. Once the next attempt runs, only the
+    /// ack can be missing.
+    fn acked_by(&self, run: &OneRun) -> Option<u64> {
+        let (at, end) = run.ended.as_ref()?;
+        if end != "fail" && end != "reject" {
+            return Some(at + UNDER_WAY);
+        }
+        let place = |run: Run| (run.redrives, run.attempt);
+        let later = self.runs.iter().filter(|one| place(one.run) > place(run.run));
+        let next = later.map(|one| one.begun).min();
+        Some(next.map_or(at + PUBLISHED_FIRST, |begun| begun.min(at + PUBLISHED_FIRST) + UNDER_WAY))
+    }
+
     /// Finds runs of what had been run before. One is demanded by "at least once" when an outage
     /// touched the publish, an earlier run, or the time in which that run was acknowledged.
     fn again(&self, id: &str, outages: &[Outage], verdict: &mut Verdict) {
@@ -228,10 +243,11 @@ impl Life {
                 continue;
             }
             let mut times: Vec<(u64, u64)> = self.published.into_iter().collect();
-            times.extend(earlier.iter().map(|before| {
-                let end = before.ended.as_ref().map_or(one.begun, |(at, _)| at + UNDER_WAY);
-                (before.begun, end)
-            }));
+            times.extend(
+                earlier
+                    .iter()
+                    .map(|before| (before.begun, self.acked_by(before).unwrap_or(one.begun))),
+            );
             // It was moved away as a suspect, at a time that nobody records: a copy, then the ack.
             if one.run.crashes > 0 {
                 times.push((self.published.map_or(0, |(from, _)| from), one.begun));

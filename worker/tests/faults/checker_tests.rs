@@ -137,6 +137,23 @@ fn a_second_run_needs_a_fault_that_explains_it() {
 }
 
 #[test]
+fn the_ack_of_a_failed_run_may_be_out_until_the_next_attempt_begins() {
+    let failed = "
+        30 w1 begun a 1 0 0
+        40 w1 ended a 1 0 0 fail
+    ";
+    let cut = "\n5000 site struck cut\n5000 site healed\n";
+    let again = "\n5100 w2 begun a 1 0 0\n5200 w2 ended a 1 0 0 fail\n";
+    // Its retry was still to be published.
+    let next = "\n6000 w1 begun a 2 0 0\n6100 w1 ended a 2 0 0 ok\n";
+    let verdict = checked(&with(&[PUBLISHED, failed, cut, again, next]), &[]);
+    assert_eq!(verdict.again, [("a".to_owned(), Some("cut".to_owned()))]);
+    // It was published long before.
+    let next = next.replace("6000", "300").replace("6100", "310");
+    assert!(checked(&with(&[PUBLISHED, failed, &next, cut, again]), &[]).is_red());
+}
+
+#[test]
 fn a_retry_and_a_redrive_are_no_second_run() {
     let lines = "
         10 p intent a fails-once
