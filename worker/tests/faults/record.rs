@@ -44,7 +44,8 @@ pub(crate) enum Event {
     Struck { what: String },
     /// It is over: from now on the broker can be reached again.
     Healed,
-    /// An operator destroyed what was queued: at most so many, and it took so many microseconds.
+    /// An operator destroyed what was queued: at most so many, beside what was published within
+    /// the microseconds that it took.
     Destroyed { at_most: u64, took: u64 },
     /// What was promised is not so.
     Broken { what: String },

@@ -82,7 +82,12 @@ impl Site {
 
     /// The broker of this run alone.
     pub(crate) fn own(&self) -> &OwnBroker {
-        self.own.as_deref().expect("the fault asks for a broker of its own")
+        self.owned().expect("the fault asks for a broker of its own")
+    }
+
+    /// The same, if there is one.
+    pub(crate) fn owned(&self) -> Option<&OwnBroker> {
+        self.own.as_deref()
     }
 
     /// A configuration that leads straight to the broker, whatever happens to the proxies.

@@ -101,19 +101,19 @@ async fn delete_queue(site: &Site) -> anyhow::Result<()> {
     site.struck("queue deleted");
     // What was out at workers is gone too.
     let out = site.crew.len() as u64 * u64::from(site.plan.prefetch);
-    delete(site, &channel, &queue, out).await?;
+    let began = site.record.now();
+    let at_most = delete(&channel, &queue).await? + out;
+    let took = site.record.now() - began;
+    site.record.note(Event::Destroyed { at_most, took });
     site.healed();
     link.close().await;
     Ok(())
 }
 
-/// The broker says how many were ready; `beside` is how many more may have been there.
-async fn delete(site: &Site, channel: &Channel, queue: &str, beside: u64) -> anyhow::Result<()> {
-    let began = site.record.now();
+/// How many messages the broker says were ready.
+async fn delete(channel: &Channel, queue: &str) -> anyhow::Result<u64> {
     let ready = channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await?;
-    let took = site.record.now() - began;
-    site.record.note(Event::Destroyed { at_most: u64::from(ready) + beside, took });
-    Ok(())
+    Ok(u64::from(ready))
 }
 
 /// Nobody declares the queue again before the delays are over: the jobs lie among the unrouted.
@@ -211,10 +211,11 @@ async fn dead_queue_deleted(site: &mut Site, rng: &mut Rng) -> anyhow::Result<()
     let (link, channel) = site.plain_channel().await?;
     let queue = site.topology().dead_queue("default");
     // Each job that runs may have a letter under way.
-    let under_way = site.plan.workers * site.plan.concurrency;
+    let under_way = (site.plan.workers * site.plan.concurrency) as u64;
     for _ in 0..3 {
         site.a_while(rng, 200..1_200).await;
-        delete(site, &channel, &queue, under_way as u64).await?;
+        let at_most = delete(&channel, &queue).await? + under_way;
+        site.record.note(Event::Destroyed { at_most, took: 0 });
     }
     link.close().await;
     Ok(())
