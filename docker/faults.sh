@@ -8,7 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 usage() {
     cat <<'TEXT'
-usage: docker/faults.sh [--minutes N] [--fault NAME] [--seed S] [--keep] [--write]
+usage: docker/faults.sh [--minutes N | --once] [--fault NAME] [--seed S] [--keep] [--write]
        docker/faults.sh --list | --help
 
 Repeats every fault with random timing for N minutes, each at least once, and prints a table.
@@ -16,11 +16,13 @@ Ends with 1 if a job was lost, dead or run again without need, or if a worker di
 within 2 s of the broker's first answer.
 
   --minutes N   how long, in minutes (default: 10)
+  --once        the short form: each fault once, in about three minutes. How long recovery took is
+                printed and not judged: a busy machine is no fault
   --fault NAME  only the faults with NAME in their name
   --seed S      a number; the seed of round n is S + n. A red row tells its own, and
                 --fault NAME --seed S begins with it
   --keep        keeps records and logs of good runs, too; those of bad ones always stay
-  --write       puts the table into docs/reliability.md
+  --write       puts the table into docs/reliability.md; with --fault only the rows of those faults
   --list        the names of all faults
 
 The image is the one named in producer/src/rabbitmq-image, or in FOREBAY_RABBITMQ_IMAGE.
@@ -36,6 +38,7 @@ main() {
             --fault) value "$@"; export FOREBAY_FAULTS_ONLY=$2; shift ;;
             --seed) value "$@"; export FOREBAY_FAULTS_SEED=$2; shift ;;
             --keep) export FOREBAY_FAULTS_KEEP=true ;;
+            --once) FOREBAY_FAULTS_MINUTES='' ;;
             --write) export FOREBAY_FAULTS_WRITE=$PWD/docs/reliability.md ;;
             --list) list=1 ;;
             -h | --help) usage; exit ;;
@@ -43,7 +46,7 @@ main() {
         esac
         shift
     done
-    [[ $FOREBAY_FAULTS_MINUTES =~ ^[0-9]+([.][0-9]+)?$ ]] ||
+    [[ $FOREBAY_FAULTS_MINUTES =~ ^([0-9]+([.][0-9]+)?)?$ ]] ||
         die "--minutes '$FOREBAY_FAULTS_MINUTES' is not a number" "for example: --minutes 30"
     [[ ${FOREBAY_FAULTS_SEED:-0} =~ ^[0-9]{1,18}$ ]] ||
         die "--seed '$FOREBAY_FAULTS_SEED' is not a number of up to 18 digits" "for example: --seed 7"
@@ -53,7 +56,8 @@ main() {
         exit
     fi
     ensure_docker
-    docker/rabbitmq/obtain.sh "${FOREBAY_RABBITMQ_IMAGE:-$(<producer/src/rabbitmq-image)}"
+    export FOREBAY_RABBITMQ_IMAGE=${FOREBAY_RABBITMQ_IMAGE:-$(<producer/src/rabbitmq-image)}
+    docker/rabbitmq/obtain.sh "$FOREBAY_RABBITMQ_IMAGE"
     # The clock of a worker is turned with libfaketime; without it that fault is left out.
     ! is_root_on_debian || apt_install libfaketime
     suite

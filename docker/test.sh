@@ -10,7 +10,8 @@ usage() {
     cat <<'TEXT'
 usage: docker/test.sh [--fast] [--matrix] [-- ARGS FOR CARGO TEST]
 
-  --fast      only cargo's tests: installs nothing; no formatting, lint or documentation checks, no image
+  --fast      only cargo's tests: installs nothing; no formatting, lint or documentation checks, no image,
+              no faults
   --matrix    the tests on RabbitMQ 3.10, 4.0 and 4.3, not on the pinned version only
   -h, --help  this text
 
@@ -66,6 +67,8 @@ main() {
     for image in "${images[@]}"; do
         step "tests on $image" run_tests "$image" "${scope[@]}" "${targets[@]}" "$@"
         targets=(--tests) # documentation examples do not depend on the broker's version
+        # Apart from the others: it takes the machine for itself. Not when single tests are asked for.
+        [ "$fast" ] || [ $# -gt 0 ] || step "faults, short form, on $image" faults "$image"
     done
     # What ships has no OpenTelemetry unless it is asked for.
     [ "$fast" ] || step "logs without otel" cargo test -p forebay-handlers --locked --test it logs::
@@ -166,6 +169,8 @@ run_tests() {
     awk '/^test result:/ { passed += $4; failed += $6; ignored += $8 }
          END { printf "%d passed, %d failed, %d skipped\n", passed, failed, ignored }' "$log"
 }
+
+faults() { FOREBAY_RABBITMQ_IMAGE=$1 docker/faults.sh --once; }
 
 # The tests share one broker and cannot know which of them is the last, so it is removed here.
 remove_containers() {

@@ -116,7 +116,17 @@ impl OwnBroker {
     /// # Panics
     /// When Docker does not do it.
     pub async fn pause(&self) {
-        self.container.pause().await.expect("docker pauses the broker");
+        // Control groups of version 1 give up when a process forks in that moment.
+        for _ in 0..20 {
+            match self.container.pause().await {
+                Ok(()) => return,
+                Err(error) if !error.to_string().contains("unable to freeze") => {
+                    panic!("docker pauses the broker: {error}")
+                }
+                Err(_) => time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+        panic!("docker could not freeze the broker in twenty tries");
     }
 
     /// Ends [`OwnBroker::pause`].

@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::checker::Verdict;
+use crate::document::{self, Told};
 use crate::fault::{self, Fault, Ground};
 use crate::run;
 use crate::table::{self, LIMIT, Row};
@@ -58,6 +59,25 @@ impl Wanted {
             timed: minutes.is_some(),
             keep: variable("KEEP").unwrap_or(false),
         }
+    }
+
+    /// What was run, for whoever reads the table.
+    fn told(&self, took: Duration) -> Told {
+        let cores = thread::available_parallelism().map_or(0, usize::from);
+        let image = std::env::var("FOREBAY_RABBITMQ_IMAGE").unwrap_or_default();
+        // Of other programs, too.
+        let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+        let load = load.split(' ').nth(2).unwrap_or("unknown");
+        let what = match &self.only {
+            None => "All faults".to_owned(),
+            Some(part) => format!("Faults with \"{part}\" in their name"),
+        };
+        let minutes = took.as_secs_f64() / 60.0;
+        let rest = format!(
+            "{minutes:.0} minutes on {cores} cores under a load of {load}, `{image}`, seed {}.",
+            self.seed
+        );
+        Told { what, rest, whole: self.only.is_none() }
     }
 
     fn faults(&self) -> Vec<&'static Fault> {
@@ -113,7 +133,10 @@ impl Turns {
     fn refill(&mut self) {
         let seed = self.seed + self.rounds;
         self.rounds += 1;
-        for fault in self.faults.iter().copied() {
+        // Of their own brokers those last that are configured: each costs a start.
+        let mut faults = self.faults.clone();
+        faults.sort_by_key(|fault| matches!(fault.ground, Ground::Own(with) if !with.is_empty()));
+        for fault in faults {
             let turn = Turn { fault, seed };
             match fault.ground {
                 Ground::Shared => self.shared.push_back(turn),
@@ -136,10 +159,12 @@ async fn no_fault_loses_a_job() {
     }
     assert!(!faults.is_empty(), "no fault is called {:?}", wanted.only);
     println!("seed {}", wanted.seed);
+    let began = Instant::now();
     let rows = carry_out(&wanted, faults).await;
-    println!("\n{}\n{}", table::markdown(&rows), table::legend(&rows));
-    if let Some(document) = &wanted.write {
-        write_into(document, &rows, wanted.seed).unwrap();
+    let (lines, legend) = table::of(&rows);
+    println!("\n{}\n{}", table::markdown(&lines), legend.concat());
+    if let Some(path) = &wanted.write {
+        document::write(path, &rows, &wanted.told(began.elapsed())).unwrap();
     }
     let failed = |row: &&Row| row.red > 0 || (wanted.timed && row.is_late());
     let failed: Vec<_> = rows.iter().filter(failed).map(|row| row.fault.name).collect();
@@ -251,17 +276,4 @@ fn progress(began: Instant, rows: &[Row], newest: &str) {
     } else {
         eprintln!("{line}");
     }
-}
-
-/// Puts the table between its two markers.
-fn write_into(document: &Path, rows: &[Row], seed: u64) -> anyhow::Result<()> {
-    const BEGIN: &str = "<!-- table of docker/faults.sh -->\n";
-    const END: &str = "<!-- end of the table -->";
-    let text = std::fs::read_to_string(document).context("reading the document")?;
-    let (before, rest) = text.split_once(BEGIN).context("the first marker is missing")?;
-    let (_, after) = rest.split_once(END).context("the second marker is missing")?;
-    let (table, legend) = (table::markdown(rows), table::legend(rows));
-    let table = format!("{table}\nSeed {seed}.\n\n{legend}");
-    std::fs::write(document, format!("{before}{BEGIN}\n{table}\n{END}{after}"))?;
-    Ok(())
 }

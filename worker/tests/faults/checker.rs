@@ -9,8 +9,10 @@ use crate::record::{Entry, Event, Run};
 
 /// An ack may be under way for so long after the run that it settles.
 const UNDER_WAY: u64 = 1_500_000;
+/// A retry or a dead letter is published before the ack, and its queue perhaps declared before.
+const PUBLISHED_FIRST: u64 = 15_000_000;
 /// A confirm may be read so long after the broker gave it.
-const READ_LATE: u64 = 250_000;
+const READ_LATE: u64 = 2_000_000;
 
 /// One message that lay in a queue at the end.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,6 +104,13 @@ struct Life {
     found: Vec<(Place, String)>,
 }
 
+/// Confirmed, and nowhere.
+struct Missing {
+    id: String,
+    intended: u64,
+    confirmed: u64,
+}
+
 struct OneRun {
     who: String,
     run: Run,
@@ -129,7 +138,8 @@ pub(crate) fn check(entries: &[Entry], found: &[Found], rules: &Rules) -> Verdic
         if let Some(at) = life.confirmed {
             verdict.confirmed += 1;
             if !life.is_done() && life.found.is_empty() {
-                missing.push((id.clone(), at));
+                let intended = life.published.map_or(at, |(intended, _)| intended);
+                missing.push(Missing { id: id.clone(), intended, confirmed: at });
             }
         }
         for (place, reason) in &life.found {
@@ -208,6 +218,19 @@ impl Life {
         ["rejects", "kills"].iter().any(|script| self.script.starts_with(script))
     }
 
+    /// When the ack of a run that ended was out at the latest. Once the next attempt runs, only the
+    /// ack can be missing.
+    fn acked_by(&self, run: &OneRun) -> Option<u64> {
+        let (at, end) = run.ended.as_ref()?;
+        if end != "fail" && end != "reject" {
+            return Some(at + UNDER_WAY);
+        }
+        let place = |run: Run| (run.redrives, run.attempt);
+        let later = self.runs.iter().filter(|one| place(one.run) > place(run.run));
+        let next = later.map(|one| one.begun).min();
+        Some(next.map_or(at + PUBLISHED_FIRST, |begun| begun.min(at + PUBLISHED_FIRST) + UNDER_WAY))
+    }
+
     /// Finds runs of what had been run before. One is demanded by "at least once" when an outage
     /// touched the publish, an earlier run, or the time in which that run was acknowledged.
     fn again(&self, id: &str, outages: &[Outage], verdict: &mut Verdict) {
@@ -220,10 +243,11 @@ impl Life {
                 continue;
             }
             let mut times: Vec<(u64, u64)> = self.published.into_iter().collect();
-            times.extend(earlier.iter().map(|before| {
-                let end = before.ended.as_ref().map_or(one.begun, |(at, _)| at + UNDER_WAY);
-                (before.begun, end)
-            }));
+            times.extend(
+                earlier
+                    .iter()
+                    .map(|before| (before.begun, self.acked_by(before).unwrap_or(one.begun))),
+            );
             // It was moved away as a suspect, at a time that nobody records: a copy, then the ack.
             if one.run.crashes > 0 {
                 times.push((self.published.map_or(0, |(from, _)| from), one.begun));
@@ -272,20 +296,26 @@ fn outages(entries: &[Entry]) -> Vec<Outage> {
     outages
 }
 
-/// An operator destroys what was queued when he did it: no job that was confirmed later, and no
-/// more than he was told.
-fn excuse(missing: Vec<(String, u64)>, entries: &[Entry], verdict: &mut Verdict) {
-    let destructions: Vec<(u64, u64)> = entries
+/// An operator destroys what was queued when he did it: no job that was published later, and no
+/// more than he was told. What was under way to a queue while it was deleted is beside that number:
+/// the broker confirms it, and it is gone.
+fn excuse(missing: Vec<Missing>, entries: &[Entry], verdict: &mut Verdict) {
+    let destructions: Vec<(u64, u64, u64)> = entries
         .iter()
         .filter_map(|entry| match entry.event {
-            Event::Destroyed { at_most } => Some((entry.at, at_most)),
+            Event::Destroyed { at_most, took } => Some((entry.at - took, entry.at, at_most)),
             _ => None,
         })
         .collect();
-    let last = destructions.iter().map(|(at, _)| at + READ_LATE).max().unwrap_or(0);
-    let mut left: u64 = destructions.iter().map(|(_, at_most)| at_most).sum();
-    for (id, confirmed) in missing {
-        if confirmed <= last && left > 0 {
+    let mut left: u64 = destructions.iter().map(|(_, _, at_most)| at_most).sum();
+    for Missing { id, intended, confirmed } in missing {
+        let under_way = |(from, to, _): &(u64, u64, u64)| {
+            *from < *to && intended <= *to && *from <= confirmed && confirmed <= *to + READ_LATE
+        };
+        let queued = |(_, to, _): &(u64, u64, u64)| intended <= *to && confirmed <= *to + READ_LATE;
+        if destructions.iter().any(under_way) {
+            verdict.destroyed += 1;
+        } else if destructions.iter().any(queued) && left > 0 {
             left -= 1;
             verdict.destroyed += 1;
         } else {

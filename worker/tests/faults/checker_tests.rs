@@ -91,14 +91,29 @@ fn a_dead_letter_that_the_script_does_not_explain_is_an_error_unless_the_fault_e
 
 #[test]
 fn an_operator_is_charged_with_what_was_there_and_no_more_than_he_was_told() {
-    let destroyed = "500 site destroyed 1";
+    let destroyed = "500 site destroyed 1 0";
     assert_eq!(checked(&with(&[PUBLISHED, destroyed]), &[]).destroyed, 1);
-    // One that was confirmed long after.
-    let late = with(&[destroyed, "\n1000 p intent a quick\n1200 p confirmed a"]);
+    // One that was published after.
+    let late = with(&[destroyed, "\n600 p intent a quick\n700 p confirmed a"]);
+    assert_eq!(checked(&late, &[]).lost, ["a"]);
+    // One that was published before, and confirmed long after.
+    let late = with(&["400 p intent a quick\n", destroyed, "\n3000 p confirmed a"]);
     assert_eq!(checked(&late, &[]).lost, ["a"]);
     // Two are missing, one was destroyed.
     let two = with(&[PUBLISHED, &PUBLISHED.replace(" a", " b"), destroyed]);
     let verdict = checked(&two, &[]);
+    assert_eq!((verdict.destroyed, verdict.lost.len()), (1, 1));
+}
+
+#[test]
+fn what_was_under_way_to_a_queue_while_it_was_deleted_is_beside_the_number_that_was_told() {
+    // It took 200 ms.
+    let destroyed = "\n500 site destroyed 1 200000\n";
+    let under_way = PUBLISHED.replace("10 p", "250 p").replace("20 p", "350 p");
+    let verdict = checked(&with(&[&under_way.replace(" a", " b"), PUBLISHED, destroyed]), &[]);
+    assert_eq!((verdict.destroyed, verdict.lost.len()), (2, 0));
+    // What was confirmed before counts towards the number.
+    let verdict = checked(&with(&[&PUBLISHED.replace(" a", " b"), PUBLISHED, destroyed]), &[]);
     assert_eq!((verdict.destroyed, verdict.lost.len()), (1, 1));
 }
 
@@ -119,6 +134,23 @@ fn a_second_run_needs_a_fault_that_explains_it() {
     // A fault long after the first run explains nothing.
     let late = "\n2900 site struck cut\n2900 site healed\n";
     assert!(checked(&with(&[PUBLISHED, DONE, late, again]), &[]).is_red());
+}
+
+#[test]
+fn the_ack_of_a_failed_run_may_be_out_until_the_next_attempt_begins() {
+    let failed = "
+        30 w1 begun a 1 0 0
+        40 w1 ended a 1 0 0 fail
+    ";
+    let cut = "\n5000 site struck cut\n5000 site healed\n";
+    let again = "\n5100 w2 begun a 1 0 0\n5200 w2 ended a 1 0 0 fail\n";
+    // Its retry was still to be published.
+    let next = "\n6000 w1 begun a 2 0 0\n6100 w1 ended a 2 0 0 ok\n";
+    let verdict = checked(&with(&[PUBLISHED, failed, cut, again, next]), &[]);
+    assert_eq!(verdict.again, [("a".to_owned(), Some("cut".to_owned()))]);
+    // It was published long before.
+    let next = next.replace("6000", "300").replace("6100", "310");
+    assert!(checked(&with(&[PUBLISHED, failed, &next, cut, again]), &[]).is_red());
 }
 
 #[test]

@@ -20,6 +20,9 @@ use crate::workload::{NewStep, Script, Step};
 /// The variable that makes a process of this binary a child.
 pub(crate) const ASKED: &str = "FOREBAY_FAULTS_CHILD";
 
+/// The file in the folder of a run that its waiting jobs wait for.
+pub(crate) const GATE: &str = "gate";
+
 /// What a child is to do.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Asked {
@@ -115,6 +118,9 @@ async fn step(job: Step, cx: Context<Recorder>) -> JobResult {
         hoard(time);
     }
     time::sleep(time).await;
+    while job.script == Script::Waits && !cx.state().folder.join(GATE).exists() {
+        time::sleep(Duration::from_millis(20)).await;
+    }
     let (end, result) = match job.script {
         Script::Kills => std::process::abort(),
         Script::FailsOnce if cx.attempt() == 1 => ("fail", Err(JobError::retry(because()))),

@@ -7,6 +7,7 @@
 mod campaign;
 mod checker;
 mod child;
+mod document;
 mod fault;
 mod leftover;
 mod record;

@@ -1,9 +1,10 @@
 //! What happened, as it happened: one file for each process, one write for each line.
 //! In: events. Out: all of them, by time, whatever became of the process that wrote them.
 
+use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
-use std::path::Path;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -43,8 +44,9 @@ pub(crate) enum Event {
     Struck { what: String },
     /// It is over: from now on the broker can be reached again.
     Healed,
-    /// An operator destroyed what was queued: at most so many.
-    Destroyed { at_most: u64 },
+    /// An operator destroyed what was queued: at most so many, beside what was published within
+    /// the microseconds that it took.
+    Destroyed { at_most: u64, took: u64 },
     /// What was promised is not so.
     Broken { what: String },
 }
@@ -62,6 +64,8 @@ pub(crate) struct Run {
 pub(crate) struct Recorder {
     file: Arc<File>,
     who: String,
+    /// Where all records of the run lie.
+    pub(crate) folder: Arc<Path>,
     /// The machine's clock may be turned while we run; this process's own runs on.
     began: (u64, Instant),
 }
@@ -71,7 +75,8 @@ impl Recorder {
         let path = folder.join(format!("{who}.record"));
         let file = OpenOptions::new().create(true).append(true).open(&path);
         let file = file.with_context(|| format!("opening the record {}", path.display()))?;
-        Ok(Self { file: Arc::new(file), who: who.to_owned(), began: (now(), Instant::now()) })
+        let (file, folder, who) = (Arc::new(file), Arc::from(folder), who.to_owned());
+        Ok(Self { file, who, folder, began: (now(), Instant::now()) })
     }
 
     /// Microseconds since the epoch.
@@ -97,16 +102,45 @@ fn now() -> u64 {
 
 /// All records of a folder, by time.
 pub(crate) fn read_all(folder: &Path) -> anyhow::Result<Vec<Entry>> {
-    let mut entries = Vec::new();
-    for file in fs::read_dir(folder)? {
-        let path = file?.path();
-        if path.extension().is_some_and(|extension| extension == "record") {
-            let text = fs::read_to_string(&path)?;
-            entries.extend(text.lines().filter_map(Entry::of_line));
-        }
+    let mut reader = Reader::new(folder);
+    reader.read()?;
+    Ok(reader.entries)
+}
+
+/// Reads the records of a folder again and again, and each line once.
+pub(crate) struct Reader {
+    folder: PathBuf,
+    /// How far each file was read.
+    read: HashMap<PathBuf, u64>,
+    entries: Vec<Entry>,
+}
+
+impl Reader {
+    pub(crate) fn new(folder: &Path) -> Self {
+        Self { folder: folder.to_owned(), read: HashMap::new(), entries: Vec::new() }
     }
-    entries.sort_by_key(|entry| entry.at);
-    Ok(entries)
+
+    /// All that is there by now, by time.
+    pub(crate) fn read(&mut self) -> anyhow::Result<&[Entry]> {
+        let before = self.entries.len();
+        for file in fs::read_dir(&self.folder)? {
+            let path = file?.path();
+            if path.extension().is_some_and(|extension| extension == "record") {
+                let (mut file, mut text) = (File::open(&path)?, String::new());
+                let read = self.read.entry(path).or_default();
+                file.seek(SeekFrom::Start(*read))?;
+                file.read_to_string(&mut text)?;
+                // What is being written in this moment is for the next time.
+                let whole = text.rfind('\n').map_or(0, |end| end + 1);
+                *read += whole as u64;
+                self.entries.extend(text[..whole].lines().filter_map(Entry::of_line));
+            }
+        }
+        if self.entries.len() > before {
+            self.entries.sort_by_key(|entry| entry.at);
+        }
+        Ok(&self.entries)
+    }
 }
 
 impl Entry {
@@ -126,7 +160,7 @@ impl Entry {
             Event::Gone { how } => format!("gone\t{}", one_line(how)),
             Event::Struck { what } => format!("struck\t{}", one_line(what)),
             Event::Healed => "healed".to_owned(),
-            Event::Destroyed { at_most } => format!("destroyed\t{at_most}"),
+            Event::Destroyed { at_most, took } => format!("destroyed\t{at_most}\t{took}"),
             Event::Broken { what } => format!("broken\t{}", one_line(what)),
         };
         format!("{}\t{}\t{event}\n", self.at, self.who)
@@ -160,7 +194,9 @@ impl Entry {
             "gone" => Event::Gone { how: next()? },
             "struck" => Event::Struck { what: next()? },
             "healed" => Event::Healed,
-            "destroyed" => Event::Destroyed { at_most: next()?.parse().ok()? },
+            "destroyed" => {
+                Event::Destroyed { at_most: next()?.parse().ok()?, took: next()?.parse().ok()? }
+            }
             "broken" => Event::Broken { what: next()? },
             _ => return None,
         };
@@ -201,7 +237,7 @@ fn every_event_is_read_as_it_was_written_and_half_a_line_is_not() {
         Event::Gone { how: "killed".into() },
         Event::Struck { what: "cut".into() },
         Event::Healed,
-        Event::Destroyed { at_most: 9 },
+        Event::Destroyed { at_most: 9, took: 12 },
         Event::Broken { what: "prefetch".into() },
     ];
     for event in events {
@@ -211,4 +247,18 @@ fn every_event_is_read_as_it_was_written_and_half_a_line_is_not() {
     }
     assert_eq!(Entry::of_line("7\tworker-1\tended\ta-1\t2\t1\t3"), None);
     assert_eq!(Entry::of_line("7\tworker-1\tbeg"), None);
+}
+
+#[test]
+fn each_line_is_read_once_and_half_a_line_when_it_is_whole() {
+    let folder = std::env::temp_dir().join(format!("forebay-records-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let (path, mut reader) = (folder.join("a.record"), Reader::new(&folder));
+    fs::write(&path, "2\ta\thealed\n3\ta\thea").unwrap();
+    assert_eq!(reader.read().unwrap().len(), 1);
+    fs::write(folder.join("b.record"), "1\tb\tstarted\n").unwrap();
+    fs::write(&path, "2\ta\thealed\n3\ta\thealed\n").unwrap();
+    let at: Vec<_> = reader.read().unwrap().iter().map(|entry| entry.at).collect();
+    assert_eq!((at, reader.read().unwrap().len()), (vec![1, 2, 3], 3));
+    fs::remove_dir_all(&folder).unwrap();
 }

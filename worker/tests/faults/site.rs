@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use tokio::time::{self, Instant};
 
 use crate::child::{ASKED, Asked, Role};
-use crate::record::{self, Entry, Event, Recorder};
+use crate::record::{Entry, Event, Reader, Recorder};
 use crate::workload::Plan;
 
 /// Longest that anything may take that is not the fault itself.
@@ -82,7 +82,12 @@ impl Site {
 
     /// The broker of this run alone.
     pub(crate) fn own(&self) -> &OwnBroker {
-        self.own.as_deref().expect("the fault asks for a broker of its own")
+        self.owned().expect("the fault asks for a broker of its own")
+    }
+
+    /// The same, if there is one.
+    pub(crate) fn owned(&self) -> Option<&OwnBroker> {
+        self.own.as_deref()
     }
 
     /// A configuration that leads straight to the broker, whatever happens to the proxies.
@@ -250,8 +255,8 @@ impl Site {
         what: &str,
         so: impl Fn(&[Entry]) -> bool,
     ) -> anyhow::Result<()> {
-        let until = Instant::now() + PATIENCE;
-        while !so(&record::read_all(&self.folder)?) {
+        let (mut records, until) = (Reader::new(&self.folder), Instant::now() + PATIENCE);
+        while !so(records.read()?) {
             ensure!(Instant::now() < until, "not within {PATIENCE:?}: {what}");
             time::sleep(LOOK).await;
         }
@@ -273,14 +278,14 @@ impl Site {
     /// Waits until the jobs are dealt with: every confirmed one has its end, or nothing moves.
     pub(crate) async fn all_settled(&self) -> anyhow::Result<()> {
         let (inspector, until) = (Inspector::new(&self.config()), Instant::now() + PATIENCE);
-        let (mut lines, mut since) = (0, Instant::now());
+        let (mut records, mut lines, mut since) = (Reader::new(&self.folder), None, Instant::now());
         while Instant::now() < until {
-            let entries = record::read_all(&self.folder)?;
-            if all_ended(&entries) {
-                break;
-            }
-            if entries.len() != lines {
-                (lines, since) = (entries.len(), Instant::now());
+            let entries = records.read()?;
+            if lines != Some(entries.len()) {
+                if all_ended(entries) {
+                    break;
+                }
+                (lines, since) = (Some(entries.len()), Instant::now());
             }
             if since.elapsed() > Duration::from_secs(2) && self.nothing_waits(&inspector).await {
                 break;
@@ -330,14 +335,19 @@ impl Site {
 }
 
 pub(crate) async fn end(member: &mut Member) -> anyhow::Result<()> {
-    let pid = member.process.id().context("it has ended already")?;
-    let kill = Command::new("kill").args(["-TERM", &pid.to_string()]).status().await?;
-    ensure!(kill.success(), "kill -TERM {pid} failed");
+    signal("-TERM", member).await?;
     let ended = time::timeout(PATIENCE, member.process.wait()).await;
     match ended {
         Ok(status) => ensure!(status?.success(), "{} did not end with 0", member.who),
         Err(_) => bail!("{} did not end within {PATIENCE:?} of SIGTERM", member.who),
     }
+    Ok(())
+}
+
+pub(crate) async fn signal(which: &str, member: &Member) -> anyhow::Result<()> {
+    let pid = member.process.id().context("it has ended already")?;
+    let kill = Command::new("kill").args([which, &pid.to_string()]).status().await?;
+    ensure!(kill.success(), "kill {which} {pid} failed");
     Ok(())
 }
 

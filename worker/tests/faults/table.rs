@@ -8,6 +8,9 @@ use crate::checker::Verdict;
 use crate::fault::Fault;
 use crate::record;
 
+/// One line of the table.
+pub(crate) type Line = [String; 10];
+
 /// From the first answer of the broker to consuming again.
 pub(crate) const LIMIT: Duration = Duration::from_secs(2);
 
@@ -69,7 +72,7 @@ impl Row {
         self.recoveries.iter().any(|time| *time > LIMIT)
     }
 
-    fn cells(&self) -> [String; 10] {
+    fn line(&self) -> Line {
         let seconds = |time: Duration| format!("{:.2} s", time.as_secs_f64());
         let mut sorted = self.recoveries.clone();
         sorted.sort();
@@ -94,7 +97,7 @@ impl Row {
     }
 }
 
-const HEAD: [&str; 10] = [
+pub(crate) const HEAD: [&str; 10] = [
     "fault",
     "runs",
     "jobs",
@@ -107,14 +110,20 @@ const HEAD: [&str; 10] = [
     "recovery, median / longest",
 ];
 
+/// The lines, and of each fault with second runs why there are any.
+pub(crate) fn of(rows: &[Row]) -> (Vec<Line>, Vec<String>) {
+    let why = |row: &Row| format!("- **{}:** {}\n", row.fault.name, row.fault.duplicates);
+    let legend = rows.iter().filter(|row| row.again > 0).map(why).collect();
+    (rows.iter().map(Row::line).collect(), legend)
+}
+
 /// As Markdown that can be read in a terminal, too.
-pub(crate) fn markdown(rows: &[Row]) -> String {
-    let cells: Vec<_> = rows.iter().map(Row::cells).collect();
+pub(crate) fn markdown(lines: &[Line]) -> String {
     let width = |column: usize| {
-        let longest = cells.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+        let longest = lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
         longest.max(HEAD[column].chars().count())
     };
-    let line = |texts: &[String]| {
+    let line = |texts: &Line| {
         let padded = texts.iter().enumerate().map(|(column, text)| {
             let fill = " ".repeat(width(column) - text.chars().count());
             if column == 0 { format!("{text}{fill}") } else { format!("{fill}{text}") }
@@ -127,16 +136,7 @@ pub(crate) fn markdown(rows: &[Row]) -> String {
         if column == 0 { format!("{dashes}-") } else { format!("{dashes}:") }
     });
     _ = writeln!(out, "|{}|", rules.collect::<Vec<_>>().join("|"));
-    cells.iter().for_each(|row| out.push_str(&line(row)));
-    out
-}
-
-/// Why there are second runs at all.
-pub(crate) fn legend(rows: &[Row]) -> String {
-    let mut out = String::new();
-    for row in rows.iter().filter(|row| row.again > 0) {
-        _ = writeln!(out, "- **{}:** {}", row.fault.name, row.fault.duplicates);
-    }
+    lines.iter().for_each(|texts| out.push_str(&line(texts)));
     out
 }
 

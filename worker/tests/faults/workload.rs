@@ -29,6 +29,8 @@ pub(crate) enum Script {
     Kills,
     /// Takes its time when it is delivered first, and ends well at once when it comes again.
     Lingers,
+    /// Ends well, once the gate is open.
+    Waits,
     /// Takes every file descriptor that its process can have, and ends well.
     Hoards,
 }
@@ -42,6 +44,7 @@ impl Script {
             Self::RejectsOnce => "rejects-once",
             Self::Kills => "kills",
             Self::Lingers => "lingers",
+            Self::Waits => "waits",
             Self::Hoards => "hoards",
         }
     }
@@ -83,15 +86,16 @@ pub(crate) struct Mix {
     pub(crate) delayed: u32,
     pub(crate) slow: u32,
     pub(crate) new_kind: u32,
+    pub(crate) waits: u32,
 }
 
 impl Mix {
     /// In 100 jobs: some of each.
     pub(crate) const ALL: Self =
-        Self { fails_once: 15, rejects: 5, delayed: 15, slow: 5, new_kind: 0 };
+        Self { fails_once: 15, rejects: 5, delayed: 15, slow: 5, new_kind: 0, waits: 0 };
     /// Quick ones only.
     pub(crate) const QUICK: Self =
-        Self { fails_once: 0, rejects: 0, delayed: 0, slow: 0, new_kind: 0 };
+        Self { fails_once: 0, rejects: 0, delayed: 0, slow: 0, new_kind: 0, waits: 0 };
 }
 
 /// The workload and the workers of one run.
@@ -155,6 +159,7 @@ impl Plan {
         let script = match () {
             () if falls_on(mix.fails_once) => Script::FailsOnce,
             () if falls_on(mix.rejects) => Script::Rejects,
+            () if falls_on(mix.waits) => Script::Waits,
             () => Script::Quick,
         };
         let quick = script == Script::Quick;

@@ -33,6 +33,11 @@ pub(super) const FAULTS: &[Fault] = &[
         stopped(site, rng).boxed_local()
     })
     .on_its_own_broker(),
+    Fault::new("broker frozen", "As for a half-open connection.", |site, rng| {
+        frozen(site, rng).boxed_local()
+    })
+    .on_its_own_broker()
+    .plan(|| Plan { heartbeat: 2, ..Plan::default() }),
     Fault {
         workers_first: false,
         ..Fault::new("broker absent at the start", "None.", |site, rng| {
@@ -101,6 +106,17 @@ async fn stopped(site: &mut Site, rng: &mut Rng) -> anyhow::Result<()> {
     site.a_while(rng, 0..1_500).await;
     let (_, healed) = tokio::join!(site.own().start(), site.note_when_it_answers());
     healed?;
+    site.all_consume().await
+}
+
+/// Its connections stay, and nobody answers on them.
+async fn frozen(site: &mut Site, rng: &mut Rng) -> anyhow::Result<()> {
+    site.a_while(rng, 300..2_000).await;
+    site.struck("broker frozen");
+    site.own().pause().await;
+    site.a_while(rng, 1_000..8_000).await;
+    site.own().unpause().await;
+    site.note_when_it_answers().await?;
     site.all_consume().await
 }
 

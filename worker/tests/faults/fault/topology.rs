@@ -10,7 +10,7 @@ use lapin::options::{
     BasicPublishOptions, ConfirmSelectOptions, ExchangeDeleteOptions, QueueDeleteOptions,
     QueuePurgeOptions,
 };
-use lapin::{BasicProperties, Confirmation};
+use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::time;
 
 use super::Fault;
@@ -56,6 +56,22 @@ pub(super) const FAULTS: &[Fault] = &[
     .may_die_of(&["broker: rejected"])
     .plan(|| Plan { mix: Mix { fails_once: 60, rejects: 5, ..Mix::QUICK }, ..Plan::default() }),
     Fault::new(
+        "dead letter's publish refused",
+        "None. The broker keeps the letter until its queue takes it.",
+        |site, rng| dead_queue_full(site, rng).boxed_local(),
+    )
+    .on_its_own_broker()
+    .plan(|| Plan { mix: Mix { rejects: 30, ..Mix::ALL }, ..Plan::default() })
+    .before(|site, _| hand_on_soon(site).boxed_local()),
+    Fault::new(
+        "dead-letter queue deleted",
+        "None. The dead letters in it are gone with it.",
+        |site, rng| dead_queue_deleted(site, rng).boxed_local(),
+    )
+    .on_its_own_broker()
+    .plan(|| Plan { mix: Mix { rejects: 30, ..Mix::ALL }, ..Plan::default() })
+    .before(|site, _| hand_on_soon(site).boxed_local()),
+    Fault::new(
         "publishes of retries and dead letters denied for a while",
         "As for a cut.",
         |site, rng| denied(site, rng).boxed_local(),
@@ -83,13 +99,21 @@ async fn delete_queue(site: &Site) -> anyhow::Result<()> {
     let (link, channel) = site.plain_channel().await?;
     let queue = site.topology().queue("default");
     site.struck("queue deleted");
-    let ready = channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await?;
     // What was out at workers is gone too.
     let out = site.crew.len() as u64 * u64::from(site.plan.prefetch);
-    site.record.note(Event::Destroyed { at_most: u64::from(ready) + out });
+    let began = site.record.now();
+    let at_most = delete(&channel, &queue).await? + out;
+    let took = site.record.now() - began;
+    site.record.note(Event::Destroyed { at_most, took });
     site.healed();
     link.close().await;
     Ok(())
+}
+
+/// How many messages the broker says were ready.
+async fn delete(channel: &Channel, queue: &str) -> anyhow::Result<u64> {
+    let ready = channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await?;
+    Ok(u64::from(ready))
 }
 
 /// Nobody declares the queue again before the delays are over: the jobs lie among the unrouted.
@@ -112,7 +136,7 @@ async fn purged(site: &mut Site, rng: &mut Rng) -> anyhow::Result<()> {
         site.a_while(rng, 300..2_000).await;
         let purged = channel.queue_purge(queue.as_str().into(), QueuePurgeOptions::default());
         let at_most = u64::from(purged.await?);
-        site.record.note(Event::Destroyed { at_most });
+        site.record.note(Event::Destroyed { at_most, took: 0 });
     }
     link.close().await;
     Ok(())
@@ -161,6 +185,39 @@ async fn ladder_full(site: &mut Site, rng: &mut Rng) -> anyhow::Result<()> {
     policy(site, &format!("^{level}$"), r#"{"max-length":0}"#).await;
     site.a_while(rng, 500..1_500).await;
     site.own().ctl(&["clear_policy", "full"]).await;
+    Ok(())
+}
+
+/// What the broker could not dead-letter it tries again after three minutes, of its own accord. Here
+/// it does so after a second; that counts for queues that are declared from now on.
+async fn hand_on_soon(site: &mut Site) -> anyhow::Result<()> {
+    let name = "dead_letter_worker_publisher_confirm_timeout";
+    site.own().ctl(&["eval", &format!("application:set_env(rabbit, {name}, 1000).")]).await;
+    Ok(())
+}
+
+async fn dead_queue_full(site: &mut Site, rng: &mut Rng) -> anyhow::Result<()> {
+    site.a_while(rng, 100..800).await;
+    let queue = site.topology().dead_queue("default").replace('.', "\\.");
+    policy(site, &format!("^{queue}$"), r#"{"max-length":5,"overflow":"reject-publish"}"#).await;
+    site.a_while(rng, 500..2_500).await;
+    site.own().ctl(&["clear_policy", "full"]).await;
+    Ok(())
+}
+
+/// Who publishes the next dead letter declares it again; what nobody could publish meanwhile the
+/// broker keeps.
+async fn dead_queue_deleted(site: &mut Site, rng: &mut Rng) -> anyhow::Result<()> {
+    let (link, channel) = site.plain_channel().await?;
+    let queue = site.topology().dead_queue("default");
+    // Each job that runs may have a letter under way.
+    let under_way = (site.plan.workers * site.plan.concurrency) as u64;
+    for _ in 0..3 {
+        site.a_while(rng, 200..1_200).await;
+        let at_most = delete(&channel, &queue).await? + under_way;
+        site.record.note(Event::Destroyed { at_most, took: 0 });
+    }
+    link.close().await;
     Ok(())
 }
 
