@@ -145,7 +145,8 @@ async fn publish(producer: &Producer, load: Load) -> Vec<Sent> {
         let due = (began.elapsed().as_secs_f64() * load.rate as f64) as u64 + 1;
         for n in published..due.min(load.jobs) {
             let producer = producer.clone();
-            let wanted = Duration::from_millis(fastrand::u64(100..=load.longest.as_millis() as u64));
+            let wanted =
+                Duration::from_millis(fastrand::u64(100..=load.longest.as_millis() as u64));
             tasks.spawn(async move {
                 let (id, began) = (n.to_string(), Instant::now());
                 let options = PublishOptions::new().queue(Note::QUEUE).id(&id).delay(wanted);
@@ -281,7 +282,11 @@ impl Tally {
 impl Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (arrived, lost, early) = (self.arrived(), self.lost.len(), self.early.len());
-        writeln!(f, "{arrived} arrived, {lost} lost, {early} early, {:.2} hops a job", self.hops())?;
+        writeln!(
+            f,
+            "{arrived} arrived, {lost} lost, {early} early, {:.2} hops a job",
+            self.hops()
+        )?;
         let (copies, redelivered) = (self.copies, self.redelivered);
         writeln!(f, "{copies} came as a second copy, {redelivered} were delivered again")?;
         let all = || self.late.iter().map(|(_, late)| late);
