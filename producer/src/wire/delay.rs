@@ -15,6 +15,9 @@ const MAX_TICKS: u128 = (1 << LEVELS) - 1;
 const PART: u32 = 20;
 const MOST: u32 = 600;
 
+/// A wait that is random anyway shrinks by an eighth at most.
+const RANDOM_PART: u32 = 8;
+
 /// A delay that the ladder can carry: 0.1 s to 310 days, in steps of 0.1 s.
 ///
 /// ```
@@ -48,12 +51,18 @@ impl Delay {
     /// # Errors
     /// [`DelayTooLong`] above 310 days.
     pub fn new(wanted: Duration) -> Result<Option<Self>, DelayTooLong> {
-        let ticks = wanted.as_millis().div_ceil(TICK_MS);
-        if ticks > MAX_TICKS {
-            return Err(DelayTooLong(wanted));
-        }
-        let ticks = u32::try_from(ticks).expect("28 bits, checked above");
+        let ticks = ticks(wanted)?;
         Ok((ticks > 0).then(|| Self(fewest_ones(ticks))))
+    }
+
+    /// As [`Delay::new`], for a wait that is random anyway: it may be shorter by an eighth where
+    /// that saves hops, is never longer than `wanted` and 0.1 s, and needs no higher level.
+    ///
+    /// # Errors
+    /// [`DelayTooLong`] above 310 days.
+    pub fn roughly(wanted: Duration) -> Result<Option<Self>, DelayTooLong> {
+        let ticks = ticks(wanted)?;
+        Ok((ticks > 0).then(|| Self(without_the_least(ticks))))
     }
 
     /// The time a job waits on the ladder, without what its hops take.
@@ -83,6 +92,14 @@ pub(crate) fn queue_of_routing_key(key: &str) -> &str {
     key.rsplit('.').next().unwrap_or(key)
 }
 
+fn ticks(wanted: Duration) -> Result<u32, DelayTooLong> {
+    let ticks = wanted.as_millis().div_ceil(TICK_MS);
+    if ticks > MAX_TICKS {
+        return Err(DelayTooLong(wanted));
+    }
+    Ok(u32::try_from(ticks).expect("28 bits, checked above"))
+}
+
 /// The number with the fewest ones that is within the bounds, and of those the smallest. Each carry
 /// out of the lowest run of ones gives the next number with fewer ones, or as many.
 fn fewest_ones(ticks: u32) -> u32 {
@@ -96,6 +113,18 @@ fn fewest_ones(ticks: u32) -> u32 {
         if carried.count_ones() < best.count_ones() {
             best = carried;
         }
+    }
+}
+
+/// The number without its lowest ones, as many as an eighth of it has room for.
+fn without_the_least(ticks: u32) -> u32 {
+    let mut kept = ticks;
+    loop {
+        let fewer = kept & (kept - 1);
+        if ticks - fewer > ticks / RANDOM_PART {
+            return kept;
+        }
+        kept = fewer;
     }
 }
 
@@ -163,6 +192,17 @@ mod tests {
         ) {
             let best = (ticks..=ticks + (ticks / 20).min(600)).min_by_key(|ticks| ticks.count_ones());
             prop_assert_eq!(Some(fewest_ones(ticks)), best);
+        }
+
+        #[test]
+        fn a_rough_delay_is_little_shorter_and_needs_neither_more_hops_nor_a_higher_level(
+            ms in 1u64..26_843_545_000,
+        ) {
+            let rough = Delay::roughly(Duration::from_millis(ms)).unwrap().unwrap();
+            let carried = rough.duration().as_millis() as u64;
+            prop_assert!(carried < ms + 100 && carried >= ms - ms / 8);
+            prop_assert!(rough.level() <= delay(ms).level());
+            prop_assert!(rough.0.count_ones() <= u32::try_from(ms.div_ceil(100)).unwrap().count_ones());
         }
 
         #[test]
