@@ -1,8 +1,8 @@
 //! The delay ladder under load: every job arrives, once, none early; how late, is printed.
 //!
-//! The long forms: `cargo test -p forebay-producer --features testing --release --test it -- \
-//! --ignored --nocapture ladder::`. `FOREBAY_LADDER_JOBS` and `FOREBAY_LADDER_RATE` (jobs a second)
-//! change their load.
+//! The long forms: `cargo test -p forebay-producer --features testing --test it -- --ignored
+//! --nocapture ladder::`. `FOREBAY_LADDER_JOBS` and `FOREBAY_LADDER_RATE` (jobs a second) change
+//! their load.
 
 use std::collections::HashMap;
 use std::fmt::{self, Display};

@@ -37,8 +37,8 @@ States:
   consumed          somebody takes jobs from it before their time
 
 Jobs that are due have been on a level for its time, and the next exchange or queue has not taken
-them yet. AMQP does not count them: set FOREBAY_MANAGEMENT_URL=http://user:password@host:15672. Under
-load they are due for a moment; a number that stays means that a queue behind them takes nothing.
+them yet. AMQP does not count them, the management API does (FOREBAY_MANAGEMENT_URL). Under load they
+are due for a moment; a number that stays means that a queue behind them takes nothing.
 
 Examples:
   forebay delays ls
