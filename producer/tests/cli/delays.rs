@@ -108,6 +108,7 @@ async fn a_missing_queue_and_a_missing_end_are_mended() {
     let seen = ls(&broker).await;
     assert_eq!(states(&seen), ["queue missing", "held up", "held up", "held up"]);
     assert!(seen["faults"].to_string().contains("behind the lowest level"), "{seen:#}");
+    assert_eq!(seen["mend"], "forebay topology apply --queue default --delays 800ms");
     mend(&broker, &seen).await;
     assert_eq!(states(&ls(&broker).await), ["ok"; 4]);
 }

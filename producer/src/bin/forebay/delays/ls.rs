@@ -17,7 +17,7 @@ use super::ladder::{End, Ladder, Level, State};
 use crate::exit::{self, Exit, Stop};
 use crate::globals::{Globals, Session};
 use crate::management::Api;
-use crate::{moment, screen};
+use crate::{known, moment, screen};
 
 /// Show how many jobs wait on each level of the delay ladder
 #[derive(Args)]
@@ -63,6 +63,8 @@ pub(super) async fn run(session: &Session, globals: &Globals) -> anyhow::Result<
 struct Sight {
     ladder: Ladder,
     unrouted: u64,
+    /// Queues that have to be bound again, because what they were bound to is gone.
+    unbound: Vec<String>,
     /// Whether the management API told what is due and what is bound.
     managed: bool,
 }
@@ -96,14 +98,19 @@ async fn look(inspector: &Inspector, session: &Session) -> anyhow::Result<Sight>
     let ladder = Ladder::new(levels, end);
     if ladder.top().is_none() {
         // Nothing was ever delayed: nothing behind the ladder is missing either.
-        return Ok(Sight { ladder: Ladder::default(), unrouted: 0, managed: told.is_some() });
+        let (ladder, managed) = (Ladder::default(), told.is_some());
+        return Ok(Sight { ladder, unrouted: 0, unbound: Vec::new(), managed });
     }
+    let unbound = match ladder.end.exchange {
+        Some(false) => known::queues(&[], session).await?.queues,
+        _ => Vec::new(),
+    };
     let unrouted = match unrouted {
         Ok(count) => count.map_or(0, |count| count.ready.into()),
         Err(DeadError::MayNotLook { .. }) => 0,
         Err(error) => return Err(error.into()),
     };
-    Ok(Sight { ladder, unrouted, managed: told.is_some() })
+    Ok(Sight { ladder, unrouted, unbound, managed: told.is_some() })
 }
 
 async fn look_at(inspector: &Inspector, name: String) -> Result<Level, DeadError> {
@@ -225,7 +232,7 @@ fn for_people(sight: &Sight, forebay: &str) -> Result<(), Stop> {
     for line in faults(sight, &states) {
         screen::say(line)?;
     }
-    if let Some(mend) = mend(ladder, &states, forebay) {
+    if let Some(mend) = mend(sight, &states, forebay) {
         screen::say(format_args!("mend: {mend}"))?;
     }
     if !sight.managed {
@@ -263,15 +270,24 @@ fn faults(sight: &Sight, states: &[State]) -> Vec<String> {
     if let Some(fault) = sight.ladder.end.fault() {
         faults.push(format!("{fault}: jobs whose delay is over stay on the ladder, none is lost"));
     }
+    if !sight.unbound.is_empty() {
+        faults.push(
+            "the queues' bindings to it are gone too: name each queue with --queue, or its jobs go \
+             to unrouted"
+                .to_owned(),
+        );
+    }
     faults
 }
 
 /// The command that declares what is missing, if anything is.
-fn mend(ladder: &Ladder, states: &[State], forebay: &str) -> Option<String> {
+fn mend(sight: &Sight, states: &[State], forebay: &str) -> Option<String> {
+    let ladder = &sight.ladder;
     let broken = ladder.end.fault().is_some() || states.iter().any(|state| state.is_broken());
     // A delay of exactly one level's time takes all levels up to it.
     let top = ladder.top().filter(|_| broken)?;
-    Some(format!("{forebay} topology apply --delays {}ms", holds(top).as_millis()))
+    let queues: String = sight.unbound.iter().map(|queue| format!(" --queue {queue}")).collect();
+    Some(format!("{forebay} topology apply{queues} --delays {}ms", holds(top).as_millis()))
 }
 
 fn as_json(sight: &Sight, forebay: &str) -> Value {
@@ -292,7 +308,7 @@ fn as_json(sight: &Sight, forebay: &str) -> Value {
         "due": ladder.due(),
         "unrouted": sight.unrouted,
         "faults": faults(sight, &states),
-        "mend": mend(ladder, &states, forebay),
+        "mend": mend(sight, &states, forebay),
     })
 }
 
