@@ -25,7 +25,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let producer = Producer::connect(&Config::from_env()?).await?;
     let job = SendEmail { to: "ada@example.org".into() };
 
-    // Never earlier than said; at most 2 % and 0.1 s later, plus the time of its hops.
+    // Never earlier than said; at most 5 % and 0.1 s later, plus the time of its hops.
     let soon = PublishOptions::new().delay(Duration::from_secs(2));
     let receipt = producer.publish_with(&job, soon).await?;
     println!("job {} comes in {:?}", receipt.id, receipt.delay.unwrap_or_default());

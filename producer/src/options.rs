@@ -76,7 +76,7 @@ impl PublishOptions {
     }
 
     /// Runs the job no earlier than after `delay`, up to 310 days, by the broker's clock. It comes
-    /// at most 2 % and 0.1 s later plus the time of its hops.
+    /// at most 5 % (never more than a minute) and 0.1 s later, plus the time of its hops.
     pub fn delay(mut self, delay: Duration) -> Self {
         self.when = Some(When::After(delay));
         self

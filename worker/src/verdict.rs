@@ -109,7 +109,7 @@ pub(crate) fn suspect(job: &Envelope, most_crashes: u32, facts: &Facts<'_>) -> O
         return Some(dead(Reason::Crashed, message, &moved, facts));
     }
     let after = Duration::from_secs_f64(0.3 + 9.7 * facts.chance);
-    Some(again(after, moved, Why::Suspect).unwrap_or(Verdict::GiveBack))
+    Some(again(Delay::roughly(after), moved, Why::Suspect).unwrap_or(Verdict::GiveBack))
 }
 
 /// Deliveries that ended without an ack.
@@ -124,7 +124,7 @@ fn waits(wait: Duration, job: &Envelope, facts: &Facts<'_>) -> Verdict {
     next.crashes = job.crashes.saturating_add(deaths(job));
     // Duplicates that wait for one run are not to come back all at once.
     let wait = wait.mul_f64(0.75 + 0.5 * facts.chance);
-    again(wait, next, Why::Waits).unwrap_or(Verdict::GiveBack)
+    again(Delay::roughly(wait), next, Why::Waits).unwrap_or(Verdict::GiveBack)
 }
 
 /// How many deaths make a suspect of a job on a queue of this type.
@@ -142,7 +142,7 @@ fn failed(error: &JobError, job: &Envelope, facts: &Facts<'_>) -> Verdict {
         Then::Defer(after) if job.deferrals < MOST_DEFERRALS => {
             let mut next = job.clone();
             next.deferrals += 1;
-            again(after, next, Why::Deferral(message.clone()))
+            again(Delay::new(after), next, Why::Deferral(message.clone()))
                 .unwrap_or_else(|why| dead(Reason::Failed, format!("{message}: {why}"), job, facts))
         }
         Then::Defer(_) => {
@@ -165,14 +165,24 @@ fn retry(
     let mut next = recorded(reason.clone(), message.clone(), job, facts);
     next.attempt = job.attempt.saturating_add(1);
     next.deferrals = 0;
-    again(wanted.unwrap_or(wait), next, Why::Retry)
+    let delay = match wanted {
+        Some(wanted) => Delay::new(wanted),
+        // A random part is taken anyway: then few hops are worth more than an exact wait.
+        None if facts.retry.jitter => Delay::roughly(wait),
+        None => Delay::new(wait),
+    };
+    again(delay, next, Why::Retry)
         .unwrap_or_else(|why| dead(reason, format!("{message}; and {why}"), job, facts))
 }
 
 /// # Errors
 /// When no delay is as long.
-fn again(after: Duration, envelope: Envelope, why: Why) -> Result<Verdict, DelayTooLong> {
-    Ok(Verdict::Again { delay: Delay::new(after)?, envelope: Box::new(envelope), why })
+fn again(
+    delay: Result<Option<Delay>, DelayTooLong>,
+    envelope: Envelope,
+    why: Why,
+) -> Result<Verdict, DelayTooLong> {
+    Ok(Verdict::Again { delay: delay?, envelope: Box::new(envelope), why })
 }
 
 fn unknown(message: String, job: &Envelope, facts: &Facts<'_>) -> Verdict {
@@ -180,7 +190,7 @@ fn unknown(message: String, job: &Envelope, facts: &Facts<'_>) -> Verdict {
         Some(after) => {
             let mut next = job.clone();
             next.graces += 1;
-            again(*after, next, Why::Grace).unwrap_or(Verdict::GiveBack)
+            again(Delay::new(*after), next, Why::Grace).unwrap_or(Verdict::GiveBack)
         }
         None => dead(Reason::UnknownKind, message, job, facts),
     }
@@ -241,6 +251,18 @@ mod tests {
     }
 
     #[test]
+    fn a_random_wait_takes_few_hops_and_a_stated_one_is_kept() {
+        let retry = Retry { base: Duration::from_secs(61), ..Retry::default() };
+        let random = Facts { retry, chance: 0.999, ..facts() };
+        // 61 s are 610 steps of the ladder, 1001100010 in binary; 57.6 s are 1001000000.
+        assert_eq!(again(decide(fails(), &job(), &random)).0, Duration::from_millis(57_600));
+        let stated = Facts { retry: Retry { jitter: false, ..retry }, ..facts() };
+        assert!(again(decide(fails(), &job(), &stated)).0 >= Duration::from_secs(61));
+        let asks = Outcome::Failed(JobError::retry_after(Duration::from_secs(61)));
+        assert!(again(decide(asks, &job(), &random)).0 >= Duration::from_secs(61));
+    }
+
+    #[test]
     fn the_last_attempt_goes_to_the_dead_letter_queue() {
         let mut last = job();
         last.attempt = 3;
@@ -277,7 +299,7 @@ mod tests {
         for seconds in [1, 5, 25] {
             let (after, next, why) = again(decide(Outcome::Unknown("?".into()), &job, &facts()));
             let grace = Duration::from_secs(seconds);
-            assert!(after >= grace && after <= grace.mul_f64(1.02), "{after:?}");
+            assert!(after >= grace && after <= grace.mul_f64(1.05), "{after:?}");
             assert_eq!(why, Why::Grace);
             assert_eq!((next.attempt, next.failures.len()), (1, 0));
             job = next;

@@ -1,7 +1,8 @@
 //! Looks at queues without taking anything from them.
-//! In: queue names. Out: how many jobs are ready and how many consumers there are.
+//! In: names of queues and exchanges. Out: how many jobs are ready and how many consumers there are.
 
-use lapin::options::QueueDeclareOptions;
+use lapin::ExchangeKind;
+use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 
 use super::connection::Link;
@@ -56,8 +57,29 @@ impl Inspector {
                 Ok(Some(QueueCount { ready, consumers }))
             }
             Err(Fault::Missing(_)) => Ok(None),
-            Err(Fault::Denied(because)) => Err(DeadError::MayNotLook { because }),
-            Err(fault) => Err(DeadError::Broker { because: fault.to_string() }),
+            Err(fault) => Err(unseen(fault)),
+        }
+    }
+
+    /// Whether an exchange is there, by its full name on the broker.
+    ///
+    /// # Errors
+    /// [`DeadError`] when the broker cannot be asked.
+    pub async fn has_exchange(&self, exchange: &str) -> Result<bool, DeadError> {
+        let deadline = after(self.config.publish_deadline);
+        let channel = self.link.channel(deadline).await?.channel;
+        let options = ExchangeDeclareOptions { passive: true, ..Default::default() };
+        // A passive look compares nothing, its kind neither.
+        let (kind, table) = (ExchangeKind::Topic, FieldTable::default());
+        match answered(ANSWER, channel.exchange_declare(exchange.into(), kind, options, table))
+            .await
+        {
+            Ok(()) => {
+                close(&channel, "seen").await;
+                Ok(true)
+            }
+            Err(Fault::Missing(_)) => Ok(false),
+            Err(fault) => Err(unseen(fault)),
         }
     }
 
@@ -79,5 +101,12 @@ impl Inspector {
     /// Closes the connection.
     pub async fn close(&self) {
         self.link.close().await;
+    }
+}
+
+fn unseen(fault: Fault) -> DeadError {
+    match fault {
+        Fault::Denied(because) => DeadError::MayNotLook { because },
+        fault => DeadError::Broker { because: fault.to_string() },
     }
 }

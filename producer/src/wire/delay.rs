@@ -10,6 +10,14 @@ pub const LEVELS: u8 = 28;
 const TICK_MS: u128 = 100;
 const MAX_TICKS: u128 = (1 << LEVELS) - 1;
 
+/// A delay grows by a twentieth at most to save hops, and never by more than a minute: what a hop
+/// costs does not grow with the delay.
+const PART: u32 = 20;
+const MOST: u32 = 600;
+
+/// A wait that is random anyway shrinks by an eighth at most.
+const RANDOM_PART: u32 = 8;
+
 /// A delay that the ladder can carry: 0.1 s to 310 days, in steps of 0.1 s.
 ///
 /// ```
@@ -36,18 +44,25 @@ impl Delay {
     /// Rounds a duration to what the ladder carries; `None` for zero.
     ///
     /// A job never runs early: the delay is rounded up to the next 0.1 s, and from there by at
-    /// most 2 % to the number with the fewest binary ones, because each one costs a replicated
-    /// write.
+    /// most 5 % or a minute, whichever is less, to the number with the fewest binary ones, because
+    /// each one is a hop, which costs the broker replicated writes. Below 2 s it is not rounded
+    /// further.
     ///
     /// # Errors
     /// [`DelayTooLong`] above 310 days.
     pub fn new(wanted: Duration) -> Result<Option<Self>, DelayTooLong> {
-        let ticks = wanted.as_millis().div_ceil(TICK_MS);
-        if ticks > MAX_TICKS {
-            return Err(DelayTooLong(wanted));
-        }
-        let ticks = u32::try_from(ticks).expect("28 bits, checked above");
+        let ticks = ticks(wanted)?;
         Ok((ticks > 0).then(|| Self(fewest_ones(ticks))))
+    }
+
+    /// As [`Delay::new`], for a wait that is random anyway: it may be shorter by an eighth where
+    /// that saves hops, is never longer than `wanted` and 0.1 s, and needs no higher level.
+    ///
+    /// # Errors
+    /// [`DelayTooLong`] above 310 days.
+    pub fn roughly(wanted: Duration) -> Result<Option<Self>, DelayTooLong> {
+        let ticks = ticks(wanted)?;
+        Ok((ticks > 0).then(|| Self(without_the_least(ticks))))
     }
 
     /// The time a job waits on the ladder, without what its hops take.
@@ -77,16 +92,39 @@ pub(crate) fn queue_of_routing_key(key: &str) -> &str {
     key.rsplit('.').next().unwrap_or(key)
 }
 
-/// Carries the lowest run of ones upwards while that stays within 2 %: each carry removes hops.
+fn ticks(wanted: Duration) -> Result<u32, DelayTooLong> {
+    let ticks = wanted.as_millis().div_ceil(TICK_MS);
+    if ticks > MAX_TICKS {
+        return Err(DelayTooLong(wanted));
+    }
+    Ok(u32::try_from(ticks).expect("28 bits, checked above"))
+}
+
+/// The number with the fewest ones that is within the bounds, and of those the smallest. Each carry
+/// out of the lowest run of ones gives the next number with fewer ones, or as many.
 fn fewest_ones(ticks: u32) -> u32 {
-    let most = u32::try_from(MAX_TICKS).expect("28 bits").min(ticks + ticks / 50);
-    let mut best = ticks;
+    let most = u32::try_from(MAX_TICKS).expect("28 bits").min(ticks + (ticks / PART).min(MOST));
+    let (mut best, mut carried) = (ticks, ticks);
     loop {
-        let carried = best + (best & best.wrapping_neg());
+        carried += carried & carried.wrapping_neg();
         if carried > most {
             return best;
         }
-        best = carried;
+        if carried.count_ones() < best.count_ones() {
+            best = carried;
+        }
+    }
+}
+
+/// The number without its lowest ones, as many as an eighth of it has room for.
+fn without_the_least(ticks: u32) -> u32 {
+    let mut kept = ticks;
+    loop {
+        let fewer = kept & (kept - 1);
+        if ticks - fewer > ticks / RANDOM_PART {
+            return kept;
+        }
+        kept = fewer;
     }
 }
 
@@ -113,10 +151,24 @@ mod tests {
     }
 
     #[test]
-    fn long_delays_take_few_hops() {
-        // One hour is 36,000 ticks: 1000110010100000 in binary, rounded to 1000111000000000.
-        assert_eq!(delay(3_600_000).0.count_ones(), 4);
-        assert_eq!(delay(3_600_000).0, 0b1000_1110_0000_0000);
+    fn a_delay_is_rounded_up_only_as_far_as_that_saves_hops() {
+        for (ms, carried_ms, hops) in [
+            (100, 100, 1),
+            (1_300, 1_300, 3),
+            (3_000, 3_000, 4),
+            (3_100, 3_200, 1),
+            (5_000, 5_000, 3),
+            (10_000, 10_000, 3),
+            (60_000, 60_800, 3),
+            (300_000, 307_200, 2),
+            // A minute is the most that is added.
+            (3_600_000, 3_609_600, 4),
+            (86_400_000, 86_425_600, 5),
+        ] {
+            let delay = delay(ms);
+            let carried = delay.duration().as_millis() as u64;
+            assert_eq!((carried, delay.0.count_ones()), (carried_ms, hops), "{ms} ms");
+        }
     }
 
     #[test]
@@ -128,16 +180,29 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_delay_is_never_early_and_at_most_two_percent_and_a_tick_late(ms in 1u64..26_843_545_000) {
+        fn a_delay_is_never_early_and_late_within_its_bounds(ms in 1u64..26_843_545_000) {
             let carried = delay(ms).duration().as_millis() as u64;
             prop_assert!(carried >= ms);
-            prop_assert!(carried - ms <= 100 + (ms + 100) / 50);
+            prop_assert!(carried - ms <= 100 + ((ms + 100) / 20).min(60_000));
         }
 
         #[test]
-        fn no_other_delay_within_two_percent_has_fewer_ones(ticks in 1u32..200_000) {
-            let fewest = (ticks..=ticks + ticks / 50).map(u32::count_ones).min();
-            prop_assert_eq!(Some(fewest_ones(ticks).count_ones()), fewest);
+        fn no_other_delay_within_the_bounds_has_fewer_ones_or_as_few_and_is_shorter(
+            ticks in 1u32..200_000,
+        ) {
+            let best = (ticks..=ticks + (ticks / 20).min(600)).min_by_key(|ticks| ticks.count_ones());
+            prop_assert_eq!(Some(fewest_ones(ticks)), best);
+        }
+
+        #[test]
+        fn a_rough_delay_is_little_shorter_and_needs_neither_more_hops_nor_a_higher_level(
+            ms in 1u64..26_843_545_000,
+        ) {
+            let rough = Delay::roughly(Duration::from_millis(ms)).unwrap().unwrap();
+            let carried = rough.duration().as_millis() as u64;
+            prop_assert!(carried < ms + 100 && carried >= ms - ms / 8);
+            prop_assert!(rough.level() <= delay(ms).level());
+            prop_assert!(rough.0.count_ones() <= u32::try_from(ms.div_ceil(100)).unwrap().count_ones());
         }
 
         #[test]

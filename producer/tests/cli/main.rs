@@ -2,6 +2,7 @@
 //! In: arguments and standard input. Out: exit code, stdout and stderr, as a shell sees them.
 
 mod dead;
+mod delays;
 mod doctor;
 mod faults;
 mod handover;

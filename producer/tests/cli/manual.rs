@@ -21,6 +21,7 @@ async fn every_verb_has_a_page() {
     for (verb, parts) in [
         ("forebay", &["EXAMPLES", "EXIT STATUS", "ENVIRONMENT", "AMQP_URL", "FILES"][..]),
         ("forebay-publish", &["EXAMPLES", "EXIT STATUS", "MANY JOBS", "\\-\\-delay"]),
+        ("forebay-delays-ls", &["EXAMPLES", "held up"]),
         ("forebay-dead-redrive", &["EXAMPLES", "SEE ALSO", "\\fBforebay\\-dead\\fR(1)"]),
         ("forebay-topology-apply", &["EXAMPLES", "NOTES"]),
     ] {

@@ -134,6 +134,31 @@ async fn a_job_whose_queue_has_gone_is_kept_does_not_delay_others_and_can_be_red
     assert_eq!((read(&again[0]).id.as_str(), read(&again[0]).redrives), ("stray", 1));
 }
 
+/// A level hands on 32 messages at a time, and what it cannot hand on it tries again after three
+/// minutes only: more strays than that would hold up everything behind them.
+#[tokio::test]
+async fn a_hundred_jobs_whose_queue_has_gone_hold_up_nothing_behind_them() {
+    let (broker, producer, plain, queue) = bench().await;
+    let topology = broker.config().topology().clone();
+    producer.declare("notes", Default::default()).await.unwrap();
+    let publish = async |queue: &'static str, delay: u64| {
+        let publishes = (0..100).map(|n| {
+            let options = after(ms(delay)).id(format!("{queue}-{n}")).queue(queue);
+            producer.publish_raw("note.take", Bytes::from_static(b"{}"), options)
+        });
+        futures_util::future::try_join_all(publishes).await.unwrap();
+    };
+    publish("gone", 1_500).await;
+    publish("notes", 1_500).await;
+    plain.delete(&topology.queue("gone")).await;
+    let arrived = plain.take(&queue, 100).await;
+    assert!(crate::support::ids(&arrived).iter().all(|id| id.starts_with("notes-")));
+    crate::support::eventually("a hundred strays", async || {
+        plain.count(&topology.unrouted()).await == Some(100)
+    })
+    .await;
+}
+
 /// The broker drops what it takes for a loop of expiries; a retry is one only if the marks of
 /// earlier rounds are sent along.
 #[tokio::test]

@@ -11,7 +11,7 @@ use forebay_worker::{
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::support::{Bench, Notes, PATIENCE, Work, dead_of, note, work};
+use crate::support::{Bench, Notes, PATIENCE, Work, dead_of, note, raw_channel, work};
 
 fn quick(attempts: u32) -> HandlerOptions {
     HandlerOptions::new().retry(Retry::fixed(attempts, Duration::from_millis(100)))
@@ -63,6 +63,39 @@ async fn an_error_is_retried_while_attempts_are_left_and_then_dead_with_its_whol
     assert_eq!(messages, ["run 1: smtp is down", "run 2: smtp is down", "run 3: smtp is down"]);
     assert!(failures.iter().all(|f| f.worker == "tester/1" && f.at_ms >= before));
     assert!(letter.died_at_ms.is_some_and(|at| at >= before));
+}
+
+#[tokio::test]
+async fn forty_retries_come_in_order_and_what_is_kept_of_them_does_not_grow() {
+    const RUNS: u32 = 41;
+    let notes = Notes::default();
+    async fn handler(job: Work, cx: Context<Notes>) -> JobResult {
+        note(cx.state(), &job, &cx);
+        Err(JobError::retry(anyhow::anyhow!("{}", "smtp is down ".repeat(1_000))))
+    }
+    let bench = Bench::start(on_default(&notes).handle_with(quick(RUNS), handler)).await;
+    bench.producer.publish(&work(1)).await.unwrap();
+    let expected: Vec<_> = (1..=RUNS).map(|attempt| format!("1#{attempt}")).collect();
+    assert_eq!(notes.wait_for(RUNS as usize).await, expected);
+    let letter = bench.dead("default", 1).await.remove(0);
+    assert_eq!((letter.reason.as_str(), letter.envelope.attempt), ("failed", RUNS));
+
+    // The newest failures, as many as fit.
+    let failures = &letter.envelope.failures;
+    let attempts: Vec<_> = failures.iter().map(|failure| failure.attempt).collect();
+    assert!(attempts.len() > 1, "{attempts:?}");
+    assert_eq!(attempts, Vec::from_iter(RUNS + 1 - attempts.len() as u32..=RUNS));
+    let bytes: usize = failures.iter().map(|failure| failure.message.len()).sum();
+    assert!(bytes <= 32 * 1024, "{bytes} bytes of {} failures", failures.len());
+
+    // Each trip down the ladder leaves the broker's marks, and none of them goes on.
+    let channel = raw_channel(&bench.config()).await;
+    let dead = bench.config().topology().dead_queue("default");
+    let got = channel.basic_get(dead.as_str().into(), Default::default()).await.unwrap().unwrap();
+    let headers = got.properties.headers().clone().unwrap_or_default();
+    let names: Vec<_> = headers.inner().keys().map(|name| name.as_str()).collect();
+    assert!(!names.iter().any(|name| name.contains("death")), "{names:?}");
+    assert_eq!(notes.all().len(), RUNS as usize, "not run again");
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@
 mod bulk;
 mod completions;
 mod dead;
+mod delays;
 mod doctor;
 mod exit;
 mod globals;
@@ -35,6 +36,7 @@ Examples:
   forebay publish report.render --delay 5m < report.json
   forebay queues --watch
   forebay dead ls --queue mail
+  forebay delays ls
   forebay topology apply --queue mail
   forebay doctor
 
@@ -63,6 +65,7 @@ enum Verb {
     Publish(publish::Publish),
     Queues(queues::Queues),
     Dead(dead::Dead),
+    Delays(delays::Delays),
     Topology(topology::Topology),
     Doctor(doctor::Doctor),
     Run(handover::Run),
@@ -99,6 +102,7 @@ async fn dispatch(verb: Verb, globals: &Globals) -> anyhow::Result<Exit> {
         Verb::Publish(verb) => publish::run(verb, &session).await,
         Verb::Queues(verb) => queues::run(&verb, &session).await,
         Verb::Dead(verb) => dead::run(verb, &session).await,
+        Verb::Delays(verb) => delays::run(&verb, &session, globals).await,
         Verb::Topology(verb) => topology::run(&verb, &session).await,
         // The others have been served before.
         _ => Err(handover::not_understood()),
