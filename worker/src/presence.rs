@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// How long the broker must have known of no consumer. A queue that is about to get a new leader
-/// may say so for a moment, and a loss stops the jobs that run.
-const SPELL: Duration = Duration::from_secs(10);
+/// may say so for a while, and a loss stops the jobs that run.
+const SPELL: Duration = Duration::from_secs(20);
 
 /// What earlier looks have shown.
 #[derive(Debug, Clone, Copy, Default)]
@@ -57,7 +57,7 @@ mod tests {
     fn a_consumer_is_absent_once_no_look_has_shown_it_for_a_while() {
         assert!(!after(&[(0, Some(1), 0)]), "one look is not enough");
         assert!(!after(&[(0, Some(1), 0), (5, Some(1), 0)]), "nor are two that are close");
-        assert!(after(&[(0, Some(1), 0), (5, Some(1), 0), (10, Some(1), 0)]));
+        assert!(after(&[(0, Some(1), 0), (5, Some(1), 0), (20, Some(1), 0)]));
         assert!(after(&[(0, Some(1), 0), (30, Some(1), 0)]));
     }
 

@@ -115,8 +115,8 @@ async fn after_a_recovery_every_verdict_is_given_as_before() {
     let producer = Producer::new(&config);
     for round in 0..4 {
         let verdict = async |queue: &str| {
-            let publishing = publish_to(&producer, queue, &format!("{queue} {round}"));
-            within("a verdict", publishing).await
+            let id = format!("{queue} {round}");
+            within("a verdict", publish_to(&producer, queue, &id)).await
         };
         verdict("good").await.unwrap();
         let error = verdict("full").await.unwrap_err();

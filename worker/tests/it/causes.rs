@@ -40,10 +40,9 @@ async fn lost(bench: &Bench, times: u64) -> String {
 
 /// Waits until the worker says this of a queue that it cannot consume.
 async fn says(bench: &Bench, parts: &[&str]) {
-    let mut said = None;
+    let all = |said: &str| parts.iter().all(|part| said.contains(part));
     eventually(&format!("{parts:?} is said"), async || {
-        said = bench.controls.queues().remove(0).because;
-        said.as_ref().is_some_and(|said| parts.iter().all(|part| said.contains(part)))
+        bench.controls.queues().remove(0).because.is_some_and(|said| all(&said))
     })
     .await;
 }
@@ -138,7 +137,8 @@ async fn a_queue_that_another_consumer_has_for_itself_is_waited_for() {
     let name = broker.config().topology().queue("default");
     let options = BasicConsumeOptions { exclusive: true, ..Default::default() };
     let (queue, tag) = (name.as_str().into(), "selfish".into());
-    channel.basic_consume(queue, tag, options, FieldTable::default()).await.unwrap();
+    // Dropping it would cancel it.
+    let _selfish = channel.basic_consume(queue, tag, options, FieldTable::default()).await.unwrap();
     let queue = QueueOptions::new().queue_type(QueueType::Classic);
     let worker = Worker::builder(notes.clone()).queue("default", queue).handle(noting);
     let mut bench = Bench::on(broker, worker);

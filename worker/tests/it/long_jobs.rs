@@ -85,6 +85,39 @@ async fn elsewhere_it_is_stopped_comes_again_and_the_worker_says_what_to_set() {
     assert_eq!(bench.ready("default").await, 0);
 }
 
+/// By policy where there is one for it, else for the whole broker.
+#[tokio::test]
+async fn and_once_that_is_set_it_runs_once_there_too() {
+    async fn long(job: Work, cx: Context<Notes>) -> JobResult {
+        note(cx.state(), &job, &cx);
+        // One of the broker's looks, which are a minute apart, falls into it.
+        tokio::time::sleep(Duration::from_secs(75)).await;
+        Ok(())
+    }
+    let own = broker_of_its_own("consumer_timeout = 5000").await;
+    if takes_timeouts(&own).await {
+        println!("skipped: from RabbitMQ 4.3 on the worker sets the timeout of its consumers");
+        return;
+    }
+    if own.ctl(&["version"]).await.starts_with("3.10") {
+        own.ctl(&["eval", "application:set_env(rabbit, consumer_timeout, 7200000)."]).await;
+    } else {
+        let definition = r#"{"consumer-timeout": 7200000}"#;
+        own.ctl(&["set_policy", "long-jobs", "^test-", definition, "--apply-to", "queues"]).await;
+    }
+    let notes = Notes::default();
+    let worker = Worker::builder(notes.clone()).queue("default", QueueOptions::new()).handle(long);
+    let mut bench = Bench::on(own.broker(), worker);
+    bench.producer.publish(&work(1)).await.unwrap();
+    eventually_within(Duration::from_secs(150), "it is done", async || {
+        bench.controls.summary().succeeded == 1
+    })
+    .await;
+    assert_eq!(notes.all(), ["1#1"]);
+    assert_eq!(bench.controls.queues().remove(0).last_loss, None);
+    bench.drain().await;
+}
+
 /// A blocking handler keeps its place after its timeout for as long as its thread runs.
 #[tokio::test]
 async fn deliveries_that_wait_for_half_of_the_consumer_timeout_are_given_back() {
