@@ -162,6 +162,10 @@ fn a_timeout_that_the_broker_would_cut_short_is_refused_with_the_sum() {
     {
         assert!(text.contains(part), "{text}");
     }
+    let for_ever = HandlerOptions::new().timeout(Duration::MAX);
+    let worker = Worker::builder(Notes::default()).queue("default", one());
+    let worker = worker.handle_with(for_ever, async |_: Work, _: Context<Notes>| Ok(()));
+    assert!(worker.build().unwrap_err().to_string().contains("consumer_timeout = "));
     let text = builder(10, one().prefetch(3)).build().unwrap_err().to_string();
     assert!(text.contains("may take 30m") && text.contains("3 rounds"), "{text}");
     // Unless told otherwise the prefetch is made to fit.
