@@ -89,7 +89,9 @@ impl Signals {
 fn list(controls: &Controls, servers: &[Server]) {
     for queue in controls.queues() {
         let because = queue.because.as_deref().unwrap_or_default();
-        info!(queue = queue.queue, consuming = queue.consuming, because, "queue");
+        let (losses, last_loss) = (queue.losses, queue.last_loss.as_deref().unwrap_or_default());
+        let consuming = queue.consuming;
+        info!(queue = queue.queue, consuming, because, losses, last_loss, "queue");
     }
     for server in servers {
         let ServerStatus { name, ready, processes, running, waiting, trouble, .. } =

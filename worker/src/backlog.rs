@@ -1,20 +1,24 @@
-//! Looks every now and then how much waits at the broker.
-//! In: the consuming connection, on channels of its own. Out: sizes for status and metrics, and a
-//! warning about many dead letters. It takes nothing and disturbs no consumer.
+//! Looks every now and then how much waits at the broker, and whether it still has our consumer.
+//! In: the consuming connection, on channels of its own. Out: sizes for status and metrics, a
+//! warning about many dead letters, and word for a consumer that the broker does not have. It takes
+//! nothing and disturbs no other.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use forebay_producer::link::connection::Link;
+use forebay_producer::link::inspect::QueueCount;
 use forebay_producer::{Config, DeadError, Inspector, Topology};
 use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::presence::Presence;
 use crate::status::QueueView;
 
 const EVERY: Duration = Duration::from_secs(30);
-/// While jobs run or ran within about a minute, or were seen to wait: autoscalers go by it.
+/// While jobs run or ran within about a minute, or were seen to wait: autoscalers go by it. Also
+/// while the broker seems not to have our consumer.
 const EVERY_IF_BUSY: Duration = Duration::from_secs(5);
 /// A look that is not allowed makes an error in the broker's log.
 const EVERY_IF_DENIED: Duration = Duration::from_secs(600);
@@ -68,6 +72,7 @@ struct Watched {
     looked: bool,
     /// It had many dead letters at the last look.
     many_dead: bool,
+    presence: Presence,
 }
 
 /// One queue on the broker.
@@ -83,7 +88,8 @@ impl Watched {
         let pile = |name, of| Pile { name, of, not_before: since };
         let jobs = pile(topology.queue(&view.queue), "jobs that wait");
         let letters = pile(topology.dead_queue(&view.queue), "dead letters");
-        Self { view, jobs, letters, since, looked: false, many_dead: false }
+        let presence = Presence::default();
+        Self { view, jobs, letters, since, looked: false, many_dead: false, presence }
     }
 
     /// How long after the last look the next one is due.
@@ -91,7 +97,7 @@ impl Watched {
         let consuming = locked(&self.view.status).consuming;
         let here = self.view.load.look();
         let waiting = locked(&self.view.sizes).ready.is_some_and(|ready| ready > 0);
-        let busy = waiting || here.running > 0 || here.rate > 0.0;
+        let busy = waiting || here.running > 0 || here.rate > 0.0 || self.presence.is_in_doubt();
         match self.looked {
             true if busy => EVERY_IF_BUSY,
             // Before it is consumed it may not be there.
@@ -104,8 +110,12 @@ impl Watched {
 impl Backlog {
     async fn look(&mut self, queue: &mut Watched) {
         (queue.since, queue.looked) = (Instant::now(), true);
-        let ready = self.count(&mut queue.jobs).await;
-        let dead = self.count(&mut queue.letters).await;
+        let up = locked(&queue.view.status).generation();
+        let jobs = self.count(&mut queue.jobs).await;
+        queue.see(up, &jobs);
+        let letters = self.count(&mut queue.letters).await;
+        let ready = jobs.map(Seen::ready);
+        let dead = letters.map(Seen::ready);
         let before = *locked(&queue.view.sizes);
         let seen = [&ready, &dead].iter().any(|look| matches!(look, Ok(Some(_))));
         let sizes = Sizes {
@@ -120,20 +130,20 @@ impl Backlog {
         }
     }
 
-    /// `None`: it is not there, or we may not look, which is tried again after a while only.
+    /// What we may not look at is tried again after a while only.
     ///
     /// # Errors
     /// When the broker does not answer: it has not lost its jobs, and what was seen stands.
-    async fn count(&mut self, pile: &mut Pile) -> Result<Option<u32>, DeadError> {
+    async fn count(&mut self, pile: &mut Pile) -> Result<Seen, DeadError> {
         if Instant::now() < pile.not_before {
-            return Ok(None);
+            return Ok(Seen::Nothing);
         }
         match self.inspector.count(&pile.name).await {
-            Ok(count) => Ok(count.map(|count| count.ready)),
+            Ok(count) => Ok(count.map_or(Seen::Missing, Seen::There)),
             Err(DeadError::MayNotLook { because }) => {
                 pile.not_before = Instant::now() + EVERY_IF_DENIED;
                 self.tell(pile.of, &because);
-                Ok(None)
+                Ok(Seen::Nothing)
             }
             Err(error) => {
                 debug!(queue = pile.name, %error, "the broker was not asked how much waits");
@@ -151,6 +161,41 @@ impl Backlog {
                  `configure`, `write` and `read` on the queue would do"
             );
             self.told.push(of);
+        }
+    }
+}
+
+impl Watched {
+    /// A consumer that was up all the while, and that the broker does not have, is told to be lost.
+    fn see(&mut self, up: Option<u64>, jobs: &Result<Seen, DeadError>) {
+        let consumers = match jobs {
+            Ok(Seen::There(count)) => count.consumers,
+            Ok(Seen::Missing) => 0,
+            Ok(Seen::Nothing) | Err(_) => return,
+        };
+        let up = up.filter(|up| locked(&self.view.status).generation() == Some(*up));
+        if self.presence.see(up, consumers, Instant::now())
+            && let Some(generation) = up
+        {
+            self.view.absent.send_replace(generation);
+        }
+    }
+}
+
+/// What a look has shown.
+#[derive(Debug, Clone, Copy)]
+enum Seen {
+    There(QueueCount),
+    Missing,
+    /// We may not look.
+    Nothing,
+}
+
+impl Seen {
+    fn ready(self) -> Option<u32> {
+        match self {
+            Self::There(count) => Some(count.ready),
+            Self::Missing | Self::Nothing => None,
         }
     }
 }

@@ -23,6 +23,10 @@ use crate::verdict::MOST_CRASHES;
 const MOST_PREFETCH: usize = 1_000;
 /// Of the broker's consumer timeout; the rest is for settling.
 const MOST_OF_TIMEOUT: f64 = 0.8;
+/// Of the broker's consumer timeout: what waits so long for its place goes back, and what waits no
+/// longer than the shortest does not, or it would come straight back.
+const LONGEST_WAIT: f64 = 0.5;
+const SHORTEST_WAIT: f64 = 0.1;
 
 /// How one queue is consumed.
 ///
@@ -249,9 +253,13 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
         self
     }
 
-    /// Tells the broker's consumer timeout, if it is not the default of 30 min: AMQP does not. A
-    /// delivery that is older is taken back by the broker, so [`WorkerBuilder::build`] refuses
-    /// handlers that could take so long.
+    /// Sets the consumer timeout, after which the broker takes a delivery back: the longest that a
+    /// job may be here, waiting included. Default: the broker's default, 30 min.
+    /// [`WorkerBuilder::build`] refuses handlers that could take so long.
+    ///
+    /// RabbitMQ 4.3 and later are told it, for each consumer of a quorum queue, and do not time out
+    /// consumers of classic queues. Before 4.3 it has to be what the broker is set to, which AMQP
+    /// does not tell: `consumer_timeout = 7200000` in `rabbitmq.conf` is two hours.
     pub fn consumer_timeout(mut self, timeout: Duration) -> Self {
         self.consumer_timeout = timeout;
         self
@@ -304,12 +312,15 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
     fn settle_prefetch(&mut self) {
         for (queue, options) in &mut self.queues {
             let most = self.consumer_timeout.as_secs_f64() * MOST_OF_TIMEOUT;
-            let handlers = self.registry.iter().filter(|handler| &handler.queue == queue);
-            let fitting = handlers.map(|handler| {
+            let handlers = || self.registry.iter().filter(|handler| &handler.queue == queue);
+            let fitting = handlers().map(|handler| {
                 let rounds = (most / handler.options.timeout.as_secs_f64()) as usize;
                 at_once(&handler.options, options).saturating_mul(rounds.max(1))
             });
-            let paced = options.rate.map(|rate| (rate * most) as usize);
+            // Who waits longer for its turn than it may is given back.
+            let slowest = handlers().map(|handler| handler.options.timeout).max();
+            let wait = start_within(self.consumer_timeout, slowest.unwrap_or_default());
+            let paced = options.rate.map(|rate| (rate * wait.as_secs_f64()) as usize);
             let fitting = fitting.chain(paced).min().unwrap_or(usize::MAX);
             options.settle_prefetch(fitting);
         }
@@ -384,12 +395,14 @@ fn too_slow(handler: &HandlerOptions, queue: &QueueOptions, broker: Duration) ->
     (worst > most).then(|| {
         format!(
             "may take {} (timeout {} × {rounds} rounds of the prefetch window), more than 80 % of \
-             the broker's consumer timeout of {}; lower the timeout or the prefetch, raise the \
-             concurrency, or raise the broker's consumer_timeout and tell it with \
-             `consumer_timeout`",
+             the consumer timeout of {}; lower the timeout or the prefetch, raise the concurrency, \
+             or raise `consumer_timeout`: RabbitMQ 4.3 takes it from the worker, before 4.3 \
+             rabbitmq.conf needs the same, such as `consumer_timeout = {}` (milliseconds)",
             show(worst),
             show(timeout),
-            show(broker)
+            show(broker),
+            // Of which it is 80 %. Whole numbers: the longest of durations are no fault.
+            worst.as_millis() * 5 / 4
         )
     })
 }
@@ -398,6 +411,16 @@ fn too_slow(handler: &HandlerOptions, queue: &QueueOptions, broker: Duration) ->
 pub(crate) fn give_back_after(consumer_timeout: Duration) -> Duration {
     Duration::try_from_secs_f64(consumer_timeout.as_secs_f64() * MOST_OF_TIMEOUT)
         .unwrap_or(consumer_timeout)
+}
+
+/// How long after its delivery a job may still begin. Half of the consumer timeout at most; less if
+/// its handler may take so long that it would not be done in time.
+pub(crate) fn start_within(consumer_timeout: Duration, handler: Duration) -> Duration {
+    let share = |share: f64| Duration::try_from_secs_f64(consumer_timeout.as_secs_f64() * share);
+    let (Ok(shortest), Ok(longest)) = (share(SHORTEST_WAIT), share(LONGEST_WAIT)) else {
+        return consumer_timeout;
+    };
+    give_back_after(consumer_timeout).saturating_sub(handler).clamp(shortest, longest)
 }
 
 /// How many jobs of a handler run side by side.
@@ -413,5 +436,31 @@ fn host_and_pid() -> String {
 impl<S> fmt::Debug for WorkerBuilder<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("WorkerBuilder").field("queues", &self.queues).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_delivery_waits_for_half_of_the_consumer_timeout_or_less_if_its_handler_takes_long() {
+        let minutes = |n: u64| Duration::from_secs(60 * n);
+        let table = [(0, 15), (5, 15), (9, 15), (12, 12), (20, 4), (24, 3), (60, 3)];
+        for (handler, wait) in table {
+            assert_eq!(start_within(minutes(30), minutes(handler)), minutes(wait), "{handler}");
+        }
+    }
+
+    proptest! {
+        /// Whatever begins is over before the broker takes it back.
+        #[test]
+        fn what_begins_can_come_to_its_end(broker_s in 1u64..1_000_000, share in 0.0f64..=0.8) {
+            let broker = Duration::from_secs(broker_s);
+            let handler = broker.mul_f64(share);
+            let end = start_within(broker, handler) + handler;
+            prop_assert!(end <= broker.mul_f64(0.91), "{:?}", end);
+        }
     }
 }

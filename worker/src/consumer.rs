@@ -9,11 +9,11 @@ use forebay_producer::link::connection::Link;
 use forebay_producer::link::declare::Declarer;
 use forebay_producer::link::fault::{ANSWER, Fault, answered};
 use forebay_producer::link::transition::{Action, Event, Phase, State};
-use forebay_producer::{Config, ConnectError, TopologyError};
+use forebay_producer::{Config, ConnectError, QueueType, TopologyError};
 use futures_util::StreamExt;
 use lapin::Consumer as Stream;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
-use lapin::types::FieldTable;
+use lapin::types::{AMQPValue, FieldTable};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{self, Instant};
@@ -23,11 +23,14 @@ use tracing::{info, warn};
 use crate::error::RunError;
 use crate::generation::Generation;
 use crate::intake::Intake;
+use crate::loss::{self, About};
 use crate::status::{PAUSED, Status};
 
 /// How often a consumer without a connection says why.
 const LOOK: Duration = Duration::from_secs(1);
 const FLUSH: Duration = Duration::from_secs(5);
+/// Understood by RabbitMQ 4.3 on quorum queues, ignored by older ones.
+const CONSUMER_TIMEOUT: &str = "x-consumer-timeout";
 
 /// One supervised consumer.
 pub(crate) struct Consumer<S> {
@@ -41,11 +44,18 @@ pub(crate) struct Consumer<S> {
     pub(crate) force: CancellationToken,
     pub(crate) paused: watch::Receiver<bool>,
     pub(crate) status: Arc<Mutex<Status>>,
+    /// The generation that the broker turned out not to have.
+    pub(crate) absent: watch::Receiver<u64>,
     /// Earlier lives that are coming to their end.
     pub(crate) winding: JoinSet<()>,
+    /// It was lost: what belongs to the queue may be gone too.
+    pub(crate) mend: bool,
+    /// The broker has not refused to be told the consumer timeout of this queue.
+    pub(crate) tells_timeout: bool,
 }
 
 struct Life {
+    number: u64,
     generation: Arc<Generation>,
     stream: Stream,
     acks: JoinHandle<()>,
@@ -73,8 +83,6 @@ impl<S: Send + Sync + 'static> Consumer<S> {
             event = match action {
                 Action::Open => match self.open_unless_paused().await {
                     Ok(Some(opened)) => {
-                        info!(queue = self.intake.queue, "consuming");
-                        self.report(true, None);
                         life = Some(opened);
                         Event::Opened
                     }
@@ -83,11 +91,18 @@ impl<S: Send + Sync + 'static> Consumer<S> {
                     Err(Refusal::Now(fault)) => self.lost(fault, began),
                 },
                 Action::Watch => match life.take() {
-                    Some(life) => self.watch(life, began).await,
+                    Some(mut life) => {
+                        life.number = state.generation;
+                        self.up(life.number);
+                        self.watch(life, began).await
+                    }
                     None => Event::Begin,
                 },
                 Action::Declare => match self.declare().await {
-                    Ok(()) => Event::Begin,
+                    Ok(()) => {
+                        self.tells_timeout = true;
+                        Event::Begin
+                    }
                     Err(fault) => self.lost(fault, began),
                 },
                 Action::Wait(pause) => {
@@ -122,7 +137,18 @@ impl<S: Send + Sync + 'static> Consumer<S> {
         drain.run_until_cancelled(open).await.transpose()
     }
 
-    async fn open(&self) -> Result<Life, Refusal> {
+    async fn open(&mut self) -> Result<Life, Refusal> {
+        match self.try_to_open().await {
+            Err(Refusal::Now(Fault::Mismatch(because))) if because.contains(CONSUMER_TIMEOUT) => {
+                // From 4.3 on a classic queue has no such timeout, and does not want to be told.
+                self.tells_timeout = false;
+                self.try_to_open().await
+            }
+            opened => opened,
+        }
+    }
+
+    async fn try_to_open(&self) -> Result<Life, Refusal> {
         let refusal = |error| match error {
             ConnectError::Unreachable { because, .. } => {
                 let trouble = self.link.trouble();
@@ -143,11 +169,35 @@ impl<S: Send + Sync + 'static> Consumer<S> {
             channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
             let (tag, options) =
                 (self.intake.app.name.as_str().into(), BasicConsumeOptions::default());
-            channel.basic_consume(queue.as_str().into(), tag, options, FieldTable::default()).await
+            channel.basic_consume(queue.as_str().into(), tag, options, self.arguments()).await
         };
         let stream = answered(ANSWER, start).await.map_err(Refusal::Now)?;
         let (generation, acks) = Generation::new(channel, prefetch, &self.force);
-        Ok(Life { generation: Arc::new(generation), stream, acks })
+        Ok(Life { number: 0, generation: Arc::new(generation), stream, acks })
+    }
+
+    fn arguments(&self) -> FieldTable {
+        let mut arguments = FieldTable::default();
+        if self.tells_timeout && self.intake.options.queue_type != QueueType::Classic {
+            // 4.3.6 accepts larger numbers, and then the queue's process dies of each delivery.
+            let ms = self.intake.consumer_timeout.as_millis().clamp(1, u32::MAX.into());
+            arguments.insert(CONSUMER_TIMEOUT.into(), AMQPValue::LongLongInt(ms as i64));
+        }
+        arguments
+    }
+
+    fn up(&mut self, generation: u64) {
+        info!(queue = self.intake.queue, "consuming");
+        self.status.lock().unwrap_or_else(PoisonError::into_inner).up(generation);
+        while self.winding.try_join_next().is_some() {}
+        if std::mem::take(&mut self.mend) && self.declarer.may_declare() {
+            self.winding.spawn(mend(
+                self.intake.queue.clone(),
+                self.intake.options.queue_type,
+                self.declarer.clone(),
+                self.drain.clone(),
+            ));
+        }
     }
 
     /// Waits so long, or until a connection is there that was not: the pause between tries is for
@@ -185,6 +235,9 @@ impl<S: Send + Sync + 'static> Consumer<S> {
         match self.pump(&mut life).await {
             End::Lost(fault) => {
                 self.intake.meter.lost();
+                let because = self.explain(&fault);
+                self.status.lock().unwrap_or_else(PoisonError::into_inner).lost(&because);
+                self.mend = true;
                 life.generation.lose();
                 let channel = life.generation.channel.clone();
                 // After a server-sent cancel the channel lives on, and with it the deliveries.
@@ -214,6 +267,9 @@ impl<S: Send + Sync + 'static> Consumer<S> {
                 // All are cancel-safe: a delivery stays in the stream until it is taken.
                 () = self.drain.cancelled() => return End::Drained,
                 Ok(_) = self.paused.wait_for(|paused| *paused) => return End::Paused,
+                Ok(_) = self.absent.wait_for(|absent| *absent == life.number) => {
+                    return End::Lost(Fault::Absent);
+                }
                 _ = &mut life.acks => {
                     // Nothing would be acknowledged any more: start anew.
                     let because = "acknowledgements stopped".to_owned();
@@ -247,13 +303,14 @@ impl<S: Send + Sync + 'static> Consumer<S> {
     }
 
     fn explain(&self, fault: &Fault) -> String {
-        match fault {
-            Fault::Denied(because) if !because.contains("grant") && !because.contains("apply") => {
-                let queue = self.config.topology().queue(&self.intake.queue);
-                format!("{because}; grant this user `read` on queue `{queue}`")
-            }
-            other => other.to_string(),
-        }
+        let running = self.intake.running.list();
+        let mine = running.into_iter().filter(|job| job.queue == self.intake.queue);
+        let about = About {
+            queue: &self.config.topology().queue(&self.intake.queue),
+            consumer_timeout: self.intake.consumer_timeout,
+            longest: mine.map(|job| job.since).max(),
+        };
+        loss::explain(fault, &about)
     }
 
     fn report(&self, consuming: bool, because: Option<String>) {
@@ -266,10 +323,21 @@ enum Refusal {
     Never(ConnectError),
 }
 
+/// After a loss: with the queue, or while we were away, its bindings, its dead letters and the
+/// exchanges may have gone, without which retries would go astray. Declaring what is there changes
+/// nothing. It comes after consuming, so that it holds up nobody.
+async fn mend(queue: String, kept: QueueType, declarer: Declarer, drain: CancellationToken) {
+    declarer.forget(&queue);
+    let declared = declarer.ensure_queue(&queue, kept, Instant::now() + ANSWER);
+    if let Some(Err(error)) = drain.run_until_cancelled(declared).await {
+        info!(queue, %error, "not sure that all that belongs to the queue is there");
+    }
+}
+
 /// Cancel, give back what was not started, wait for what runs, flush, close; in this order. A
 /// message given back to a queue that we still consume would come straight back.
 async fn wind_down<S: Send + Sync + 'static>(life: Life, intake: Arc<Intake<S>>) {
-    let Life { generation, mut stream, acks } = life;
+    let Life { generation, mut stream, acks, .. } = life;
     let cancel = generation.channel.basic_cancel(stream.tag(), BasicCancelOptions::default());
     let cancelled = matches!(time::timeout(ANSWER, cancel).await, Ok(Ok(())));
     generation.giving_back.cancel();

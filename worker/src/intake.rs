@@ -17,7 +17,7 @@ use tokio::time::{self, Instant};
 use tracing::{Instrument, Span, error};
 
 use crate::acker::How;
-use crate::builder::{QueueOptions, give_back_after};
+use crate::builder::{QueueOptions, give_back_after, start_within};
 use crate::context::{Context, LazyProducer};
 use crate::execute::App;
 use crate::generation::Generation;
@@ -38,8 +38,8 @@ pub(crate) struct Intake<S> {
     pub(crate) running: Arc<Running>,
     pub(crate) load: Arc<Load>,
     pub(crate) meter: QueueMeter,
-    /// 80 % of the broker's consumer timeout, from delivery.
-    pub(crate) give_back_after: Duration,
+    /// The broker's, as far as we were told; it counts from delivery.
+    pub(crate) consumer_timeout: Duration,
     places: Arc<Semaphore>,
     pace: Option<Pace>,
 }
@@ -60,7 +60,7 @@ impl<S: Send + Sync + 'static> Intake<S> {
             meter: QueueMeter::new(&queue, kinds),
             places: Arc::new(Semaphore::new(options.concurrency)),
             pace: options.rate.map(Pace::new),
-            give_back_after: give_back_after(consumer_timeout),
+            consumer_timeout,
             queue,
             options,
             app,
@@ -90,7 +90,7 @@ impl<S: Send + Sync + 'static> Intake<S> {
 
     /// Fills in the span of the job once it is looked at: it waits for its place outside of it.
     async fn handle(&self, generation: &Generation, delivery: Delivery, span: &mut Span) {
-        let give_back_at = after(self.give_back_after);
+        let give_back_at = after(give_back_after(self.consumer_timeout));
         let tag = delivery.delivery_tag;
         let job = self.envelope(delivery);
         let mut here = self.load.deliver(load::due_ms(&job).unwrap_or_else(now_ms));
@@ -166,8 +166,8 @@ impl<S: Send + Sync + 'static> Intake<S> {
 
     /// Waits for the job's turn; `None` when it is to go back instead.
     async fn place(&self, generation: &Generation, job: &Envelope) -> Option<Places> {
-        // Whoever waits so long might not be done before the broker takes it back.
-        let start_by = after(self.give_back_after / 2);
+        let timeout = self.app.handler(job).map(|handler| handler.options.timeout);
+        let start_by = after(start_within(self.consumer_timeout, timeout.unwrap_or_default()));
         tokio::select! {
             biased;
             // Dropping the wait for permits gives back those that were granted.

@@ -15,10 +15,12 @@ mod handler;
 pub mod idempotency;
 mod intake;
 mod load;
+mod loss;
 mod meter;
 mod middleware;
 #[cfg(feature = "otel")]
 mod otel;
+mod presence;
 mod retry;
 mod running;
 mod runtime;

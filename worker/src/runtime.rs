@@ -171,7 +171,10 @@ impl<S: Send + Sync + 'static> Worker<S> {
                 force: force.clone(),
                 paused,
                 status: Arc::clone(&view.status),
+                absent: view.absent.subscribe(),
                 winding: JoinSet::new(),
+                mend: false,
+                tells_timeout: true,
             };
             consumers.spawn(consumer.run());
             queues.insert(queue, Steering { pause, view });

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use forebay_producer::wire::envelope::now_ms;
 use serde::Serialize;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::backlog::Sizes;
@@ -27,6 +28,10 @@ pub struct QueueStatus {
     pub because: Option<String>,
     /// For how long it has not been consumed, in seconds.
     pub idle_seconds: u64,
+    /// How often its consumer ended while nobody asked it to; each is restored.
+    pub losses: u64,
+    /// Why that happened the last time, however soon it was restored; `None` if it never did.
+    pub last_loss: Option<String>,
     /// Jobs that this worker may run at once.
     pub concurrency: usize,
     /// Jobs that run now: each has a permit, which it keeps until it is settled.
@@ -58,6 +63,8 @@ pub(crate) struct QueueView {
     pub(crate) status: Arc<Mutex<Status>>,
     pub(crate) load: Arc<Load>,
     pub(crate) sizes: Arc<Mutex<Sizes>>,
+    /// The generation of the consumer that the broker turned out not to have.
+    pub(crate) absent: watch::Sender<u64>,
 }
 
 /// Whether a queue is consumed.
@@ -65,6 +72,10 @@ pub(crate) struct QueueView {
 pub(crate) struct Status {
     pub(crate) consuming: bool,
     pub(crate) because: Option<String>,
+    /// The generation that is up, or was last.
+    generation: u64,
+    losses: u64,
+    last_loss: Option<String>,
     since: Instant,
 }
 
@@ -76,6 +87,7 @@ impl QueueView {
             status: Arc::new(Mutex::new(Status::new())),
             load: Arc::clone(&intake.load),
             sizes: Arc::default(),
+            absent: watch::Sender::new(0),
         }
     }
 
@@ -88,6 +100,8 @@ impl QueueView {
             consuming: status.consuming,
             because: status.because.clone(),
             idle_seconds: if status.consuming { 0 } else { status.since.elapsed().as_secs() },
+            losses: status.losses,
+            last_loss: status.last_loss.clone(),
             concurrency: self.concurrency,
             running: load.running,
             held: load.held,
@@ -107,7 +121,25 @@ fn age(due_ms: u64, now_ms: u64) -> f64 {
 impl Status {
     fn new() -> Self {
         let because = Some("starting".to_owned());
-        Self { consuming: false, because, since: Instant::now() }
+        let since = Instant::now();
+        Self { consuming: false, because, generation: 0, losses: 0, last_loss: None, since }
+    }
+
+    /// This generation consumes.
+    pub(crate) fn up(&mut self, generation: u64) {
+        self.generation = generation;
+        self.set(true, None);
+    }
+
+    /// The generation that consumes, if one does.
+    pub(crate) fn generation(&self) -> Option<u64> {
+        self.consuming.then_some(self.generation)
+    }
+
+    /// It consumed until now.
+    pub(crate) fn lost(&mut self, because: &str) {
+        self.losses += 1;
+        self.last_loss = Some(because.to_owned());
     }
 
     pub(crate) fn set(&mut self, consuming: bool, because: Option<String>) {

@@ -226,6 +226,7 @@ impl Supervisor {
                     Some(watched) => {
                         let blocked = matches!(state.phase, Phase::Blocked { .. });
                         let event = self.watch(watched, blocked).await;
+                        self.tell_blocked(&state, &event);
                         if matches!(event, Event::Lost(..)) {
                             connection = None;
                         }
@@ -345,6 +346,24 @@ impl Supervisor {
         }
         self.tell.send_modify(|status| status.last_fault = Some(text));
         Event::Lost(fault, self.began.elapsed())
+    }
+
+    /// Publishes wait meanwhile: the log must say for whom.
+    fn tell_blocked(&self, state: &State, event: &Event) {
+        let (role, broker) = (&self.role, self.config.broker());
+        match (event, &state.phase) {
+            (Event::Blocked(because), Phase::Up) => warn!(
+                role,
+                broker,
+                because,
+                "the broker blocks publishers until its alarm ends; `rabbitmq-diagnostics alarms` \
+                 names the node that lacks memory or disk"
+            ),
+            (Event::Unblocked, Phase::Blocked { .. }) => {
+                info!(role, broker, "the broker takes publishes again");
+            }
+            _ => {}
+        }
     }
 
     fn publish(&mut self, state: &State, connection: &Option<Arc<Connection>>) {

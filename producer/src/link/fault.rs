@@ -21,6 +21,14 @@ pub enum Fault {
     /// 406: it exists with other arguments, or the message is not acceptable. Closes the channel.
     #[error("{0}")]
     Mismatch(String),
+    /// 405, or 403 of a consumer that wants a queue for itself: somebody else holds it, for a while.
+    /// Closes the channel.
+    #[error("{0}")]
+    Locked(String),
+    /// 406 of brokers before 4.3: a delivery waited longer than the broker's consumer timeout. Closes
+    /// the channel.
+    #[error("{0}")]
+    Overdue(String),
     /// 403: the user may not. Closes the channel, or the connection while it is opened.
     #[error("{0}")]
     Denied(String),
@@ -43,6 +51,9 @@ pub enum Fault {
     /// waited longer than the consumer timeout.
     #[error("the broker cancelled the consumer")]
     Cancelled,
+    /// The consumer is here, but not at the broker: nobody told us of its end.
+    #[error("the broker knows of no consumer on the queue, although it ended none of ours")]
+    Absent,
 }
 
 /// What the broker answers to one request, at most `within` that time.
@@ -67,7 +78,15 @@ pub async fn close(channel: &lapin::Channel, because: &str) {
 impl Fault {
     /// Whether only the channel is gone, by the broker's decision about what we asked for.
     pub fn closes_channel_only(&self) -> bool {
-        matches!(self, Self::Missing(_) | Self::Mismatch(_) | Self::Denied(_) | Self::Channel(_))
+        matches!(
+            self,
+            Self::Missing(_)
+                | Self::Mismatch(_)
+                | Self::Locked(_)
+                | Self::Overdue(_)
+                | Self::Denied(_)
+                | Self::Channel(_)
+        )
     }
 }
 
@@ -78,8 +97,9 @@ impl From<Error> for Fault {
                 let text = amqp.get_message().to_string();
                 match amqp.kind() {
                     AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) => Self::Missing(text),
-                    AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) => Self::Mismatch(text),
-                    AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => Self::Denied(text),
+                    AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) => refused(text),
+                    AMQPErrorKind::Soft(AMQPSoftError::RESOURCELOCKED) => Self::Locked(text),
+                    AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => denied(text),
                     AMQPErrorKind::Soft(_) => Self::Channel(text),
                     AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) => Self::Vhost(text),
                     AMQPErrorKind::Hard(_) => Self::Connection(text),
@@ -89,10 +109,39 @@ impl From<Error> for Fault {
                 Self::Closed(error.to_string())
             }
             ErrorKind::IOError(io) => Self::Connection(io.to_string()),
-            ErrorKind::MissingHeartbeatError => {
-                Self::Connection("no heartbeat from the broker".to_owned())
-            }
+            ErrorKind::MissingHeartbeatError => Self::Connection(
+                "no heartbeat from the broker: it hangs, or the path to it is broken".to_owned(),
+            ),
             _ => Self::Connection(error.to_string()),
         }
+    }
+}
+
+/// "delivery acknowledgement on channel 1 timed out. Timeout value used: 1800000 ms."
+fn refused(text: String) -> Fault {
+    let overdue = text.contains("delivery acknowledgement") && text.contains("timed out");
+    if overdue { Fault::Overdue(text) } else { Fault::Mismatch(text) }
+}
+
+/// "queue 'forebay.default' in vhost '/' in exclusive use" is no matter of rights.
+fn denied(text: String) -> Fault {
+    if text.contains("in exclusive use") { Fault::Locked(text) } else { Fault::Denied(text) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_code_of_the_broker_can_mean_several_things() {
+        let mismatch = "PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'q'";
+        assert!(matches!(refused(mismatch.to_owned()), Fault::Mismatch(_)));
+        let overdue = "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. \
+                       Timeout value used: 10000 ms.";
+        assert!(matches!(refused(overdue.to_owned()), Fault::Overdue(_)));
+        let right = "ACCESS_REFUSED - read access to queue 'q' in vhost '/' refused for user 'u'";
+        assert!(matches!(denied(right.to_owned()), Fault::Denied(_)));
+        let locked = "ACCESS_REFUSED - queue 'q' in vhost '/' in exclusive use";
+        assert!(matches!(denied(locked.to_owned()), Fault::Locked(_)));
     }
 }

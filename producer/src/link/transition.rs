@@ -8,8 +8,10 @@
 //!    ▲                       │                      │         │
 //!    └──── wait, then open ──┴──── Lost(fault) ─────┴─────────┘
 //!          (a missing queue: declare, then open)
+//!   Begin while Up: it was paused, and is opened anew
 //!   Stop from anywhere ▶ Stopped        denied before the first Opened, patience over ▶ Failed
 //! ```
+//! An event that does not fit its phase changes nothing; the action that is due stays due.
 
 use std::time::Duration;
 
@@ -122,32 +124,43 @@ impl State {
             Phase::Down { failures } | Phase::Opening { failures } => failures,
             Phase::Up | Phase::Blocked { .. } => 0,
         };
-        let action = match event {
-            Event::Begin => {
+        let action = match (event, &self.phase) {
+            (Event::Stop, _) => {
+                self.phase = Phase::Stopped;
+                Action::Close
+            }
+            (Event::Lost(fault, elapsed), _) => return self.lost(fault, failures, elapsed, jitter),
+            (Event::Begin, _) => {
                 self.phase = Phase::Opening { failures };
                 Action::Open
             }
-            Event::Opened => {
+            (Event::Opened, Phase::Opening { .. }) => {
                 self.phase = Phase::Up;
                 self.generation += 1;
                 self.declared = false;
                 Action::Watch
             }
-            Event::Lost(fault, elapsed) => return self.lost(fault, failures, elapsed, jitter),
-            Event::Blocked(because) => {
+            (Event::Blocked(because), Phase::Up | Phase::Blocked { .. }) => {
                 self.phase = Phase::Blocked { because };
                 Action::Watch
             }
-            Event::Unblocked => {
+            (Event::Unblocked, Phase::Up | Phase::Blocked { .. }) => {
                 self.phase = Phase::Up;
                 Action::Watch
             }
-            Event::Stop => {
-                self.phase = Phase::Stopped;
-                Action::Close
-            }
+            (Event::Opened | Event::Blocked(_) | Event::Unblocked, _) => self.due(),
         };
         (self, action)
+    }
+
+    /// What leads on from a phase in which nothing has happened.
+    fn due(&self) -> Action {
+        match self.phase {
+            Phase::Down { .. } => Action::Wait(FIRST_WAIT),
+            Phase::Opening { .. } => Action::Open,
+            Phase::Up | Phase::Blocked { .. } => Action::Watch,
+            Phase::Failed | Phase::Stopped => Action::Close,
+        }
     }
 
     fn lost(
@@ -171,7 +184,9 @@ impl State {
         if self.declared {
             return (self, Action::Declare);
         }
-        let most = if denied { LONGEST_WAIT_DENIED } else { LONGEST_WAIT };
+        // Each of these tries is an error in the broker's log.
+        let often = !denied && !matches!(fault, Fault::Locked(_));
+        let most = if often { LONGEST_WAIT } else { LONGEST_WAIT_DENIED };
         let mut wait = backoff(failures, most, jitter);
         if denied && !self.was_up() {
             // The last try falls on the end of the patience, not long after it.
@@ -284,22 +299,103 @@ mod tests {
         assert_eq!(state.next(Event::Unblocked, 1.0).0.phase, Phase::Up);
     }
 
+    /// One state of each phase, with three failures where they are counted.
+    fn phases() -> [State; 6] {
+        let with = |phase| State { phase, generation: 7, ..State::new(PATIENCE) };
+        let because = "low on memory".to_owned();
+        [
+            with(Phase::Down { failures: 3 }),
+            with(Phase::Opening { failures: 3 }),
+            with(Phase::Up),
+            with(Phase::Blocked { because }),
+            with(Phase::Failed),
+            with(Phase::Stopped),
+        ]
+    }
+
+    /// Every phase with every event: the phase after it, and the action.
+    #[test]
+    fn the_whole_table() {
+        use Action::{Close, Declare, Open, Watch};
+        let wait = |ms| Action::Wait(Duration::from_millis(ms));
+        let down = |failures| Phase::Down { failures };
+        let opening = |failures| Phase::Opening { failures };
+        let blocked = |text: &str| Phase::Blocked { because: text.to_owned() };
+        let denied = || lost(Fault::Denied("no".into()));
+        let missing = || lost(Fault::Missing("no queue".into()));
+        #[rustfmt::skip]
+        let table: [(Event, [(Phase, Action); 4]); 8] = [
+            // event             in Down               in Opening            in Up                in Blocked
+            (Event::Begin,      [(opening(3), Open),   (opening(3), Open),   (opening(0), Open),  (opening(0), Open)]),
+            (Event::Opened,     [(down(3), wait(100)), (Phase::Up, Watch),   (Phase::Up, Watch),  (blocked("low on memory"), Watch)]),
+            (lost(gone()),      [(down(4), wait(800)), (down(4), wait(800)), (down(1), wait(100)), (down(1), wait(100))]),
+            (denied(),          [(down(4), wait(800)), (down(4), wait(800)), (down(1), wait(100)), (down(1), wait(100))]),
+            (missing(),         [(down(4), Declare),   (down(4), Declare),   (down(1), Declare),  (down(1), Declare)]),
+            (Event::Blocked("full".into()),
+                                [(down(3), wait(100)), (opening(3), Open),   (blocked("full"), Watch), (blocked("full"), Watch)]),
+            (Event::Unblocked,  [(down(3), wait(100)), (opening(3), Open),   (Phase::Up, Watch),  (Phase::Up, Watch)]),
+            (Event::Stop,       [(Phase::Stopped, Close), (Phase::Stopped, Close), (Phase::Stopped, Close), (Phase::Stopped, Close)]),
+        ];
+        for (event, row) in table {
+            let ends = [(Phase::Failed, Close), (Phase::Stopped, Close)];
+            for (state, expected) in phases().into_iter().zip(row.into_iter().chain(ends)) {
+                let from = state.phase.clone();
+                let opens = (&event, &from) == (&Event::Opened, &opening(3));
+                let (next, action) = state.next(event.clone(), 1.0);
+                assert_eq!((next.phase, action), expected, "{event:?} in {from:?}");
+                assert_eq!(next.generation, if opens { 8 } else { 7 }, "{event:?} in {from:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_somebody_else_holds_is_waited_for_and_never_given_up() {
+        let locked = Event::Lost(Fault::Locked("in exclusive use".into()), PATIENCE * 100);
+        let mut state = State::new(PATIENCE);
+        let mut longest = Duration::ZERO;
+        for _ in 0..20 {
+            let (next, action) = state.next(locked.clone(), 1.0);
+            let Action::Wait(wait) = action else { panic!("{action:?}") };
+            longest = longest.max(wait);
+            state = next.next(Event::Begin, 1.0).0;
+        }
+        assert_eq!(longest, LONGEST_WAIT_DENIED);
+    }
+
+    fn faults() -> impl Strategy<Value = Fault> {
+        proptest::sample::select(vec![
+            Fault::Missing("m".into()),
+            Fault::Mismatch("m".into()),
+            Fault::Overdue("o".into()),
+            Fault::Locked("l".into()),
+            Fault::Denied("d".into()),
+            Fault::Vhost("v".into()),
+            Fault::Channel("c".into()),
+            Fault::Closed("c".into()),
+            Fault::Connection("c".into()),
+            Fault::Silent("5s".into()),
+            Fault::Cancelled,
+            Fault::Absent,
+        ])
+    }
+
+    fn any_event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            3 => Just(Event::Begin),
+            3 => Just(Event::Opened),
+            3 => (faults(), 0u64..100).prop_map(|(fault, s)| Event::Lost(fault, Duration::from_secs(s))),
+            1 => Just(Event::Blocked("b".into())),
+            1 => Just(Event::Unblocked),
+        ]
+    }
+
     proptest! {
         /// Whatever happens in whatever order, a link that was once up is never given up, and the
         /// only action after a loss is one that leads back to opening it.
         #[test]
-        fn a_link_that_was_up_is_always_restored(faults in proptest::collection::vec(0u8..7, 1..50)) {
+        fn a_link_that_was_up_is_always_restored(faults in proptest::collection::vec(faults(), 1..50)) {
             let mut state = up();
             for fault in faults {
-                let fault = match fault {
-                    0 => Fault::Missing("m".into()),
-                    1 => Fault::Mismatch("m".into()),
-                    2 => Fault::Denied("d".into()),
-                    3 => Fault::Vhost("v".into()),
-                    4 => Fault::Channel("c".into()),
-                    5 => Fault::Silent("5s".into()),
-                    _ => Fault::Cancelled,
-                };
                 let (next, action) = state.next(Event::Lost(fault, Duration::from_secs(3600)), 0.5);
                 prop_assert!(matches!(action, Action::Declare | Action::Wait(_)), "{:?}", action);
                 let (next, action) = next.next(Event::Begin, 0.5);
@@ -308,6 +404,89 @@ mod tests {
             }
             let generation = state.generation;
             prop_assert_eq!(state.next(Event::Opened, 0.5).0.generation, generation + 1);
+        }
+
+        /// A generation is never told twice: it grows by one at each opening, and by nothing else.
+        #[test]
+        fn the_generation_only_grows(events in proptest::collection::vec(any_event(), 0..80)) {
+            let mut state = State::new(PATIENCE);
+            for event in events {
+                let opens = event == Event::Opened && matches!(state.phase, Phase::Opening { .. });
+                let before = state.generation;
+                state = state.next(event, 0.5).0;
+                prop_assert_eq!(state.generation, before + u64::from(opens));
+            }
+        }
+
+        #[test]
+        fn stop_is_final(
+            before in proptest::collection::vec(any_event(), 0..40),
+            after in proptest::collection::vec(any_event(), 0..40),
+        ) {
+            let mut state = State::new(PATIENCE);
+            for event in before {
+                state = state.next(event, 0.5).0;
+            }
+            let ended = state.phase == Phase::Failed;
+            let (mut state, action) = state.next(Event::Stop, 0.5);
+            prop_assert_eq!(action, Action::Close);
+            let (phase, generation) = (state.phase.clone(), state.generation);
+            prop_assert_eq!(&phase, if ended { &Phase::Failed } else { &Phase::Stopped });
+            for event in after {
+                let (next, action) = state.next(event, 0.5);
+                prop_assert_eq!((&next.phase, next.generation), (&phase, generation));
+                prop_assert_eq!(action, Action::Close);
+                state = next;
+            }
+        }
+
+        /// No wait is longer than a second, or than thirty where the broker refuses us or somebody
+        /// else is in the way; and before the first opening none is longer than the patience.
+        #[test]
+        fn waits_are_bounded(
+            events in proptest::collection::vec(any_event(), 0..80),
+            jitter in 0.0f64..=1.0,
+        ) {
+            let mut state = State::new(PATIENCE);
+            for event in events {
+                let (next, action) = state.next(event.clone(), jitter);
+                let fault = if let Event::Lost(fault, _) = event { Some(fault) } else { None };
+                let refused = matches!(
+                    fault,
+                    Some(Fault::Denied(_) | Fault::Vhost(_) | Fault::Mismatch(_))
+                );
+                let locked = matches!(fault, Some(Fault::Locked(_)));
+                if let Action::Wait(wait) = action {
+                    let most = match (refused, locked) {
+                        (true, _) if !next.was_up() => PATIENCE,
+                        (true, _) | (_, true) => LONGEST_WAIT_DENIED,
+                        _ => LONGEST_WAIT,
+                    };
+                    prop_assert!(wait <= most, "{:?} after {:?}", wait, fault);
+                }
+                state = next;
+            }
+        }
+
+        /// However often it was blocked and unblocked, a loss is a loss: the phase after it is
+        /// `Down` and the action leads on. And no block looks like an opening.
+        #[test]
+        fn blocked_never_keeps_a_loss_from_being_seen(
+            blocks in proptest::collection::vec(any::<bool>(), 0..20),
+            fault in faults(),
+        ) {
+            let mut state = up();
+            for block in blocks {
+                let event = if block { Event::Blocked("b".into()) } else { Event::Unblocked };
+                let (next, action) = state.next(event, 0.5);
+                prop_assert_eq!(action, Action::Watch);
+                state = next;
+            }
+            let generation = state.generation;
+            let (state, action) = state.next(lost(fault), 0.5);
+            prop_assert_eq!(state.phase, Phase::Down { failures: 1 });
+            prop_assert!(matches!(action, Action::Declare | Action::Wait(_)), "{:?}", action);
+            prop_assert_eq!(state.generation, generation);
         }
     }
 }

@@ -9,6 +9,7 @@ const GREETING: usize = 8;
 const AROUND: usize = 8;
 const METHOD: u8 = 1;
 const ACK: [u8; 4] = [0, 60, 0, 80];
+const CANCEL: [u8; 4] = [0, 60, 0, 30];
 
 /// One frame on its way through a [`Proxy`](super::Proxy).
 #[derive(Debug, Clone, Copy)]
@@ -39,6 +40,11 @@ impl Frame<'_> {
     /// Whether the broker confirms publishes with it.
     pub fn is_confirm(&self) -> bool {
         !self.from_client && self.is(ACK)
+    }
+
+    /// Whether the broker ends a consumer with it.
+    pub fn is_cancel(&self) -> bool {
+        !self.from_client && self.is(CANCEL)
     }
 
     fn is(&self, method: [u8; 4]) -> bool {

@@ -48,7 +48,7 @@ async fn options_travel_with_the_job() {
 }
 
 /// A topology in which `good` takes jobs, `full` refuses them and `nowhere` is not bound.
-async fn good_full_and_nowhere(broker: &Broker) -> (Producer, Plain) {
+pub(crate) async fn good_full_and_nowhere(broker: &Broker) -> (Producer, Plain) {
     let (config, plain) = (broker.config(), Plain::at(broker.url()).await);
     let administrator = Producer::new(&config);
     administrator.declare("good", config.type_of("good")).await.unwrap();

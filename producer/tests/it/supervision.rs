@@ -7,11 +7,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use forebay_producer::testing::{Broker, Meddle, Proxy, broker};
-use forebay_producer::{Config, ConnectError, Producer, PublishError, PublishOptions, Receipt};
+use forebay_producer::{
+    Config, ConnectError, Declare, Producer, PublishError, PublishOptions, Receipt,
+};
 use futures_util::{StreamExt, future, stream};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::publishing::good_full_and_nowhere;
 use crate::support::{
     PATIENCE, Plain, eventually, ids, kill_and_revive, note, own_broker, publish, publish_to,
     through, within,
@@ -99,6 +102,30 @@ async fn a_connection_that_is_cut_again_and_again_loses_nothing() {
     }
     assert_eq!(confirmed.len(), 2_400);
     assert_stored(&Plain::at(broker.url()).await, &broker, &confirmed).await;
+}
+
+/// Without confirm mode a full queue would say nothing, and a missing one no more than that it was
+/// returned.
+#[tokio::test]
+async fn after_a_recovery_every_verdict_is_given_as_before() {
+    let broker = broker().await;
+    let (direct, _plain) = good_full_and_nowhere(&broker).await;
+    let proxy = Proxy::to(&broker.address()).await;
+    let config = through(&proxy.url(), &broker.config()).declare(Declare::Never);
+    let producer = Producer::new(&config);
+    for round in 0..4 {
+        let verdict = async |queue: &str| {
+            let id = format!("{queue} {round}");
+            within("a verdict", publish_to(&producer, queue, &id)).await
+        };
+        verdict("good").await.unwrap();
+        let error = verdict("full").await.unwrap_err();
+        assert!(matches!(error, PublishError::Refused { .. }), "round {round}: {error}");
+        let error = verdict("nowhere").await.unwrap_err();
+        assert!(matches!(error, PublishError::Unroutable { .. }), "round {round}: {error}");
+        proxy.cut();
+    }
+    direct.close().await;
 }
 
 /// A window of a single job must not take the end of its connection for the broker's verdict.

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may fail anywhere")]
 #![expect(clippy::needless_pass_by_value, reason = "handlers take what they are given")]
 
+mod causes;
 mod crash;
 mod drain;
 mod examples;
@@ -10,6 +11,7 @@ mod foreign;
 #[cfg(all(feature = "redis", feature = "postgres"))]
 mod idempotency;
 mod invariants;
+mod long_jobs;
 mod places;
 mod settlement;
 mod status;

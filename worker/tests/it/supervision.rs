@@ -10,7 +10,7 @@ use forebay_worker::{
 };
 use lapin::options::QueueDeleteOptions;
 
-use crate::support::{Bench, Notes, Work, eventually, eventually_within, note, raw_channel, work};
+use crate::support::{Bench, Notes, Work, eventually, note, raw_channel, work};
 
 async fn noting(job: Work, cx: Context<Notes>) -> JobResult {
     note(cx.state(), &job, &cx);
@@ -106,35 +106,6 @@ async fn a_worker_outlives_its_broker_stopped_killed_and_not_yet_there() {
 }
 
 #[tokio::test]
-async fn a_job_longer_than_the_brokers_consumer_timeout_comes_again_and_the_consumer_is_restored() {
-    let notes = Notes::default();
-    async fn long_at_first(job: Work, cx: Context<Notes>) -> JobResult {
-        let first = cx.state().all().is_empty();
-        note(cx.state(), &job, &cx);
-        if first {
-            cx.cancelled().await;
-            cx.state().add("cancelled");
-            std::future::pending::<()>().await;
-        }
-        Ok(())
-    }
-    // The broker looks once a minute before 4.3, and at once from then on.
-    let own = broker_of_its_own("consumer_timeout = 5000").await;
-    let worker =
-        Worker::builder(notes.clone()).queue("default", QueueOptions::new()).handle(long_at_first);
-    let mut bench = Bench::on(own.broker(), worker);
-    bench.producer.publish(&work(1)).await.unwrap();
-    bench.producer.publish(&work(2)).await.unwrap();
-    let patience = Duration::from_secs(240);
-    eventually_within(patience, "both were done, one of them at the second try", async || {
-        bench.controls.summary().succeeded >= 2
-    })
-    .await;
-    bench.consuming("default").await;
-    bench.drain().await;
-}
-
-#[tokio::test]
 async fn a_queue_declared_elsewhere_with_other_arguments_is_used_unless_strict() {
     let notes = Notes::default();
     let broker = broker().await;
@@ -215,24 +186,4 @@ fn everything_that_is_wrong_with_a_worker_is_said_at_once() {
     {
         assert!(text.contains(part), "{text}");
     }
-}
-
-#[test]
-fn a_timeout_that_the_broker_would_cut_short_is_refused_with_the_sum() {
-    let minutes =
-        |n: u64| forebay_worker::HandlerOptions::new().timeout(Duration::from_secs(60 * n));
-    let builder = |timeout: u64, queue: QueueOptions| {
-        Worker::builder(Notes::default())
-            .queue("default", queue)
-            .handle_with(minutes(timeout), noting)
-    };
-    let one = || QueueOptions::new().concurrency(1);
-    let text = builder(60, one()).build().unwrap_err().to_string();
-    assert!(text.contains("consumer timeout of 30m") && text.contains("may take 1h"), "{text}");
-    let text = builder(10, one().prefetch(3)).build().unwrap_err().to_string();
-    assert!(text.contains("may take 30m") && text.contains("3 rounds"), "{text}");
-    // Unless told otherwise the prefetch is made to fit.
-    assert!(builder(10, one()).build().is_ok());
-    let four_hours = Duration::from_secs(4 * 3600);
-    assert!(builder(60, one().prefetch(3)).consumer_timeout(four_hours).build().is_ok());
 }
