@@ -14,3 +14,4 @@ mod publishing;
 mod supervision;
 mod support;
 mod topology;
+mod trouble;
