@@ -15,7 +15,8 @@ use tokio::signal;
 use super::folder::{Folder, Locked, Marker, unwritable};
 use super::record::Kept;
 use super::scan::Piece;
-use crate::exit::Stop;
+use super::trouble;
+use crate::exit::{self, Stop};
 use crate::globals::Session;
 use crate::screen;
 
@@ -161,24 +162,21 @@ impl Sending<'_> {
             }
             Err(error) if passes_by_itself(&error) => {
                 self.result.stuck.insert(queue.to_owned());
-                if (self.trouble)() && self.result.stopped.is_none() {
-                    self.result.stopped = Some(error.into());
+                if (self.trouble)() || self.result.stopped.is_some() {
+                    self.result.stopped.get_or_insert_with(|| error.into());
                 } else {
-                    self.name(&error);
+                    let because = trouble::because(&error.into());
+                    self.name(&format!("a job for queue `{queue}`: {because}"));
                 }
             }
-            Err(error) => self.name(&error),
+            Err(error) => self.name(&exit::sentence(&error.into())),
         }
         Ok(())
     }
 
-    fn name(&mut self, error: &PublishError) {
+    fn name(&mut self, why: &str) {
         self.result.unwanted += 1;
         if self.result.unwanted <= MOST_NAMED {
-            let mut why = error.to_string();
-            if let PublishError::Topology { source, .. } = error {
-                why = format!("{why}: {source}");
-            }
             self.bar.suspend(|| screen::note(format_args!("stays in the spool: {why}")));
         }
     }
