@@ -108,6 +108,19 @@ pub enum TopologyError {
 }
 
 /// Why a job is not, or perhaps not, on its queue.
+///
+/// | error | was it sent? | is it on its queue? | publish it again? |
+/// |---|---|---|---|
+/// | [`Unconfirmed`](Self::Unconfirmed), `may_have_arrived: false` | no | no | yes, when the broker is there |
+/// | [`Unconfirmed`](Self::Unconfirmed), `may_have_arrived: true` | at least in part | maybe, now or when the broker reads on | yes, under the same id; then perhaps twice |
+/// | [`Refused`](Self::Refused) | yes | no: the broker said that it does not keep it | yes, later |
+/// | [`Unroutable`](Self::Unroutable) | yes | no: the broker gave it back | once its queue is declared |
+/// | [`Denied`](Self::Denied), [`Unacceptable`](Self::Unacceptable) | yes | no: the broker closed the channel over it | once it is mended |
+/// | [`Topology`](Self::Topology) | no, or it was given back | no | once it is mended |
+/// | [`TooLarge`](Self::TooLarge), [`Encode`](Self::Encode), [`Option`](Self::Option), [`Name`](Self::Name), [`Delay`](Self::Delay) | no | no | once it is changed |
+///
+/// Where an earlier try of the same publish was lost with its connection, a later refusal is no
+/// proof that the job is not there: it is reported as `Unconfirmed` with `may_have_arrived`.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PublishError {

@@ -159,12 +159,20 @@ impl PublishOptions {
         self
     }
 
-    pub(crate) fn into_envelope(
+    /// What a publish with these options at `now` would send, and its delay: for those who keep a
+    /// job in a place of their own and send it later with
+    /// [`Producer::send`](crate::Producer::send), under the same id however often. The expiry
+    /// counts from `now`; the delay counts from when it is sent.
+    ///
+    /// # Errors
+    /// [`PublishError`] for an option that cannot be used.
+    pub fn into_envelope(
         self,
         kind: &str,
-        payload: Bytes,
+        payload: impl Into<Bytes>,
         now: SystemTime,
     ) -> Result<(Envelope, Option<Delay>), PublishError> {
+        let payload = payload.into();
         check_kind(kind)?;
         let queue = self.queue.unwrap_or_else(|| "default".to_owned());
         check_queue_name(&queue)?;

@@ -33,8 +33,22 @@ const BULK_WINDOW: usize = 1_000;
 ///
 /// `Ok` from any of its methods means: the broker has routed the job to its queue and confirmed
 /// that it is stored (RabbitMQ docs, "Publisher Confirms"); for a delayed job, that the first level
-/// of the delay ladder has it and its queue is there. While the broker is away, publishes wait and
-/// are sent again under the same id until their deadline.
+/// of the delay ladder has it and its queue is there.
+///
+/// # Through trouble
+/// While the broker is away, or blocks publishers because of an alarm, publishes wait. A producer
+/// and its clones hold at most 1,000 jobs and 8 MiB of payload (one larger payload may be held
+/// alone); headers, which are at most 64 KiB a job, do not count. Beyond that the next publishes
+/// wait for room, in the order in which they were called: that is the back-pressure, so a program
+/// that awaits its publishes stops to produce. Each waits until its own deadline
+/// ([`PublishOptions::deadline`], else [`Config::publish_deadline`], 30 s by default), whatever it
+/// waits for: a connection, room, or its confirm. What was sent on a connection that is lost is
+/// sent again on the next, under the same id. While the broker is known to block nothing is sent.
+///
+/// At the deadline it is [`PublishError::Unconfirmed`], which knows whether any of the job went
+/// out; [`PublishError`] has a table of what each error means for the job. Nothing is kept beyond
+/// the deadline, nor beyond the process: `forebay publish --spool` does so, and with
+/// [`PublishOptions::into_envelope`] and [`Producer::send`] a program can.
 ///
 /// ```no_run
 /// use forebay_producer::{Config, Job, Producer, PublishOptions};
@@ -219,15 +233,23 @@ impl Producer {
         sent
     }
 
+    /// Checks what [`Producer::send`] checks before it sends anything: queue name, id, sizes.
+    ///
+    /// # Errors
+    /// [`PublishError`]: no publish of this envelope can succeed.
+    pub fn check(&self, envelope: &Envelope) -> Result<(), PublishError> {
+        check_queue_name(&envelope.queue)?;
+        check_id(&envelope.id)?;
+        self.check_size(envelope)
+    }
+
     async fn send_unseen(
         &self,
         envelope: &Envelope,
         destination: Destination,
         deadline: Instant,
     ) -> Result<(), PublishError> {
-        check_queue_name(&envelope.queue)?;
-        check_id(&envelope.id)?;
-        self.check_size(envelope)?;
+        self.check(envelope)?;
         if let Destination::Later(delay) = destination {
             self.prepare(envelope, Some(delay), deadline).await?;
         }

@@ -61,7 +61,10 @@ pub(crate) struct NoAnswer {
 #[derive(Debug)]
 struct Request {
     message: Message,
-    answer: oneshot::Sender<Answer>,
+    answer: oneshot::Sender<Result<Answer, NoAnswer>>,
+    /// A connection was lost while it was under way: whatever the broker says of the next try, the
+    /// one before may have arrived.
+    doubtful: bool,
     claim: Arc<Claim>,
     _bytes: OwnedSemaphorePermit,
 }
@@ -125,12 +128,13 @@ impl Publisher {
             let weight = message.payload.len().clamp(1, WAITING_BYTES) as u32;
             let bytes = Arc::clone(&self.bytes).acquire_many_owned(weight).await.ok()?;
             let (answer, verdict) = oneshot::channel();
-            let request = Request { message, answer, claim: Arc::clone(&claim), _bytes: bytes };
+            let claim = Arc::clone(&claim);
+            let request = Request { message, answer, doubtful: false, claim, _bytes: bytes };
             self.requests.send(request).await.ok()?;
             verdict.await.ok()
         };
         match time::timeout_at(deadline, wait).await {
-            Ok(Some(answer)) => Ok(answer),
+            Ok(Some(answer)) => answer,
             Ok(None) => Err(self.no_answer(&claim, "the producer was closed")),
             Err(_) => Err(self.no_answer(&claim, "the broker did not confirm it")),
         }
@@ -194,17 +198,20 @@ impl Lane {
 
     /// The lane's channel in confirm mode; `None` after a while without a connection.
     async fn channel(&mut self) -> Option<Channel> {
+        if self.link.is_blocked() {
+            // What is sent now arrives when the alarm is over, long after its caller was told that
+            // it was not confirmed. And each try to open a channel would leave one behind.
+            let mut status = self.link.status();
+            let over = status.wait_for(|status| status.blocked.is_none());
+            _ = time::timeout(LOOK, over).await;
+            return None;
+        }
         if let Some(channel) = &self.channel
             && channel.status().connected()
         {
             return Some(channel.clone());
         }
         self.link.connected(Instant::now() + LOOK).await.ok()?;
-        if self.link.is_blocked() {
-            // A channel could not be opened now; each try would leave one behind.
-            time::sleep(LOOK).await;
-            return None;
-        }
         let deadline = Instant::now() + OPENING;
         let channel = self.link.channel(deadline).await.ok()?.channel;
         let confirms = channel.confirm_select(ConfirmSelectOptions::default());
@@ -224,7 +231,7 @@ impl Lane {
     fn settle(&mut self, window: Vec<Request>, verdicts: Vec<Sent>) {
         let only_one = window.len() == 1;
         let mut unknown = Vec::new();
-        for (request, sent) in window.into_iter().zip(verdicts) {
+        for (mut request, sent) in window.into_iter().zip(verdicts) {
             let answer = match sent {
                 Sent::Confirmed => Answer::Confirmed,
                 Sent::Unroutable => Answer::Unroutable,
@@ -234,10 +241,12 @@ impl Lane {
                 }
                 Sent::Unknown(fault) => {
                     self.alone |= fault.closes_channel_only();
+                    request.doubtful |= matches!(fault, Fault::Connection(_) | Fault::Silent(_));
                     unknown.push(request);
                     continue;
                 }
             };
+            let answer = if request.doubtful { or_doubt(answer) } else { Ok(answer) };
             // Nobody waits any more: the verdict is nobody's business.
             _ = request.answer.send(answer);
         }
@@ -248,6 +257,20 @@ impl Lane {
             self.again = unknown;
         }
     }
+}
+
+/// What the broker does not take now it may have taken before. Given back for want of a queue is
+/// given back all the same: it is declared, and the next try decides.
+fn or_doubt(answer: Answer) -> Result<Answer, NoAnswer> {
+    let refusal = match &answer {
+        Answer::Confirmed | Answer::Unroutable | Answer::Objected(Fault::Missing(_)) => {
+            return Ok(answer);
+        }
+        Answer::Refused => "the broker refused it".to_owned(),
+        Answer::Objected(fault) => fault.to_string(),
+    };
+    let because = format!("the connection was lost while it was under way, and then: {refusal}");
+    Err(NoAnswer { may_have_arrived: true, because })
 }
 
 fn before_a_repeated_id(requests: &[Request]) -> usize {

@@ -438,7 +438,7 @@ pub fn now_ms() -> u64 {
 }
 
 /// A point in time in milliseconds since the epoch; 0 for anything before it.
-pub(crate) fn to_ms(time: SystemTime) -> u64 {
+pub fn to_ms(time: SystemTime) -> u64 {
     as_ms(time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO))
 }
 

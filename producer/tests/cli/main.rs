@@ -11,6 +11,8 @@ mod interrupted;
 mod manual;
 mod publish;
 mod queues;
+#[cfg(unix)]
+mod spool;
 mod topology;
 
 use std::process::Stdio;
@@ -52,7 +54,7 @@ fn somewhere(url: &str, arguments: &[&str]) -> Call {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let mut command = Command::new(env!("CARGO_BIN_EXE_forebay"));
     command.args(arguments).current_dir(directory.path()).env("AMQP_URL", url);
-    for variable in ["NAMESPACE", "DECLARE", "STRICT_TOPOLOGY", "MANAGEMENT_URL"] {
+    for variable in ["NAMESPACE", "DECLARE", "STRICT_TOPOLOGY", "MANAGEMENT_URL", "SPOOL"] {
         command.env_remove(format!("FOREBAY_{variable}"));
     }
     command.env_remove("TRACEPARENT").env_remove("TRACESTATE");

@@ -15,3 +15,4 @@ mod publishing;
 mod supervision;
 mod support;
 mod topology;
+mod trouble;

@@ -2,11 +2,12 @@
 //! In: lines. Out: counts, each bad line by its number, and when it stops before the end the line
 //! from which to continue.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
-use forebay_producer::{Producer, PublishError, PublishOptions, Receipt};
+use forebay_producer::link::after;
+use forebay_producer::{Producer, PublishError};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use indicatif::ProgressBar;
@@ -18,8 +19,12 @@ use crate::exit::{Exit, Stop};
 use crate::globals::Session;
 use crate::ledger::{Ledger, Outcome};
 use crate::lines::{self, Content, Line};
-use crate::screen;
+use crate::order::{Made, Order};
+use crate::spool::gate::Way;
+use crate::spool::keeper::Keeper;
+use crate::spool::{sender, trouble};
 use crate::template::Template;
+use crate::{screen, spool, spooled};
 
 /// Jobs in flight.
 const WINDOW: usize = 1_000;
@@ -29,12 +34,13 @@ const WINDOW_BYTES: usize = 32 * 1024 * 1024;
 const MOST_BAD: u64 = 1_000;
 
 /// A bulk publish.
-pub(crate) struct Bulk {
-    pub(crate) kind: String,
-    pub(crate) options: PublishOptions,
+pub(crate) struct Bulk<'a> {
+    pub(crate) order: Order,
     pub(crate) source: PathBuf,
     pub(crate) shape: Shape,
     pub(crate) from_line: u64,
+    /// Where jobs are kept that the broker does not take now.
+    pub(crate) spool: Option<&'a Path>,
 }
 
 /// How a line becomes the data of a job.
@@ -53,30 +59,62 @@ enum End {
     Error(anyhow::Error),
 }
 
-pub(crate) async fn run(bulk: Bulk, session: &Session) -> anyhow::Result<Exit> {
+pub(crate) async fn run(bulk: Bulk<'_>, session: &Session) -> anyhow::Result<Exit> {
     let began = Instant::now();
     let lines = lines::open(&bulk.source)?;
-    let connected = session.producer().await;
+    let mut keeper = bulk.spool.map(Keeper::create).transpose()?;
+    let connected = match &mut keeper {
+        None => session.producer().await,
+        Some(keeper) => begin(keeper, session).await,
+    };
     let producer = connected.with_context(|| continue_from(bulk.from_line, 0))?;
     let bar = screen::progress(lines.total);
-    let mut run = Run { ledger: Ledger::from_line(bulk.from_line), bar, began };
-    let end = run.publish(&bulk, lines.next, &producer).await;
+    let ledger = Ledger::from_line(bulk.from_line);
+    let deadline = session.timeout;
+    let mut run = Run { ledger, bar, began, keeper, deadline };
+    let mut end = run.publish(&bulk, lines.next, &producer).await;
+    if let Err(error) = run.write_kept()
+        && !matches!(end, End::Error(_))
+    {
+        end = End::Error(error);
+    }
     run.bar.finish_and_clear();
     let elapsed = run.began.elapsed();
+    run.send_kept(&bulk, &producer, session).await?;
     producer.close().await;
     run.report(end, elapsed, session)
+}
+
+/// Sends what waits in the spool. Without a broker all goes there until there is one.
+async fn begin(keeper: &mut Keeper, session: &Session) -> anyhow::Result<Producer> {
+    let producer = Producer::new(&session.config);
+    let ready = async {
+        // A queue that is stuck does not matter here: these jobs have no order.
+        spooled::ahead(&keeper.folder, &producer, "", session).await?;
+        producer.link().connected(Instant::now() + session.timeout).await?;
+        Ok(())
+    };
+    match session.patiently(ready).await {
+        Err(error) if !trouble::is_passing(&error) => return Err(error),
+        Err(error) => keeper.shut(0, error),
+        Ok(()) => {}
+    }
+    Ok(producer)
 }
 
 struct Run {
     ledger: Ledger,
     bar: ProgressBar,
     began: Instant,
+    keeper: Option<Keeper>,
+    /// How long each publish waits.
+    deadline: Duration,
 }
 
 impl Run {
     async fn publish(
         &mut self,
-        bulk: &Bulk,
+        bulk: &Bulk<'_>,
         mut lines: tokio::sync::mpsc::Receiver<Line>,
         producer: &Producer,
     ) -> End {
@@ -86,6 +124,7 @@ impl Run {
         let mut redraw = time::interval(Duration::from_millis(200));
         let mut ctrl_c = std::pin::pin!(signal::ctrl_c());
         while end.is_none() || !flying.is_empty() {
+            let due = self.keeper.as_ref().and_then(Keeper::due);
             let room = end.is_none() && flying.len() < WINDOW && bytes < WINDOW_BYTES;
             tokio::select! {
                 biased;
@@ -99,9 +138,9 @@ impl Run {
                     ctrl_c.set(signal::ctrl_c());
                 }
                 // Cancel-safe: what has not ended stays in the set.
-                Some((line, size, result)) = flying.next() => {
+                Some((line, size, made, result)) = flying.next() => {
                     bytes -= size;
-                    if let Err(error) = self.landed(line, result)
+                    if let Err(error) = self.landed(line, &made, result, bulk)
                         && matches!(end, None | Some(End::AllRead))
                     {
                         end = Some(End::Error(error));
@@ -109,6 +148,14 @@ impl Run {
                 }
                 // Cancel-safe: a tick is not lost.
                 _ = redraw.tick() => self.redraw(),
+                // Cancel-safe: nothing is held.
+                () = time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                    if let Err(error) = self.write_kept()
+                        && matches!(end, None | Some(End::AllRead))
+                    {
+                        end = Some(End::Error(error));
+                    }
+                }
                 // Cancel-safe: a line stays in the channel until it is taken.
                 next = lines.recv(), if room => match next {
                     None => end = Some(End::AllRead),
@@ -116,14 +163,16 @@ impl Run {
                     Some(line) => {
                         let number = line.number;
                         self.bar.inc(line.bytes);
-                        match self.payload(line, &bulk.shape) {
+                        match self.job(line, bulk, producer) {
                             Ok(None) => {}
-                            Ok(Some(payload)) => {
-                                let size = payload.len();
+                            Ok(Some(made)) => {
+                                let size = made.envelope.payload.len();
                                 bytes += size;
-                                let options = bulk.options.clone();
-                                let sent = producer.publish_raw(&bulk.kind, payload, options);
-                                flying.push(async move { (number, size, sent.await) });
+                                let deadline = after(self.deadline);
+                                flying.push(async move {
+                                    let sent = made.send(producer, deadline).await;
+                                    (number, size, made, sent)
+                                });
                             }
                             Err(error) => end = Some(End::Error(error)),
                         }
@@ -132,6 +181,63 @@ impl Run {
             }
         }
         end.unwrap_or(End::Interrupted)
+    }
+
+    /// The job in a line that is to be published, if there is one: others go to the spool while
+    /// the broker takes none.
+    fn job(
+        &mut self,
+        line: Line,
+        bulk: &Bulk<'_>,
+        producer: &Producer,
+    ) -> anyhow::Result<Option<Made>> {
+        let number = line.number;
+        let Some(payload) = self.payload(line, &bulk.shape)? else { return Ok(None) };
+        let made = bulk.order.make(payload)?;
+        let Some(keeper) = &mut self.keeper else { return Ok(Some(made)) };
+        if keeper.gate.way(number) == Way::Broker {
+            return Ok(Some(made));
+        }
+        match producer.check(&made.envelope) {
+            Ok(()) => {
+                if keeper.add(number, bulk.order.keep(&made)) {
+                    self.write_kept()?;
+                }
+            }
+            Err(error) => self.landed(number, &made, Err(error), bulk)?,
+        }
+        Ok(None)
+    }
+
+    /// Writes what is to be kept; its lines are done then.
+    fn write_kept(&mut self) -> anyhow::Result<()> {
+        let Some(keeper) = &mut self.keeper else { return Ok(()) };
+        for line in keeper.write()? {
+            self.ledger.settle(line, Outcome::Spooled);
+        }
+        Ok(())
+    }
+
+    /// If the broker takes jobs again, those of this run that were kept meanwhile are sent.
+    async fn send_kept(
+        &mut self,
+        bulk: &Bulk<'_>,
+        producer: &Producer,
+        session: &Session,
+    ) -> Result<(), Stop> {
+        let Some(keeper) = &self.keeper else { return Ok(()) };
+        if self.ledger.spooled == 0 || keeper.gate.is_shut() {
+            return Ok(());
+        }
+        // Whoever holds it sends them for us.
+        if let Some(locked) = keeper.folder.lock_for_sending(Instant::now()).await? {
+            let run = &bulk.order.run;
+            let sent = sender::send(&keeper.folder, &locked, producer, run, session).await?;
+            self.ledger.published += sent.of_run;
+            self.ledger.spooled -= sent.of_run;
+            spool::tell_the_rest(&sent, session);
+        }
+        Ok(())
     }
 
     /// The data of the job in a line, if there is one; a bad line is named.
@@ -158,27 +264,47 @@ impl Run {
     fn landed(
         &mut self,
         line: u64,
-        result: Result<Receipt, PublishError>,
+        made: &Made,
+        result: Result<(), PublishError>,
+        bulk: &Bulk<'_>,
     ) -> Result<(), anyhow::Error> {
-        match result {
-            Ok(_) => self.ledger.settle(line, Outcome::Published),
-            Err(error) if concerns_one_job(&error) => {
+        match (result.map_err(anyhow::Error::new), &mut self.keeper) {
+            (Ok(()), keeper) => {
+                if let Some(keeper) = keeper {
+                    keeper.gate.open();
+                }
+                self.ledger.settle(line, Outcome::Published);
+            }
+            (Err(error), keeper) if error.downcast_ref().is_some_and(concerns_one_job) => {
+                if let Some(keeper) = keeper {
+                    keeper.gate.told_nothing(line);
+                }
                 self.note(format_args!("line {line}: {error}"));
                 self.ledger.settle(line, Outcome::Failed);
             }
-            Err(error) => return Err(error.into()),
+            (Err(error), Some(keeper)) if trouble::is_passing(&error) => {
+                keeper.shut(line, error);
+                if keeper.add(line, bulk.order.keep(made)) {
+                    self.write_kept()?;
+                }
+            }
+            (Err(error), _) => return Err(error),
         }
         Ok(())
     }
 
     fn report(self, end: End, elapsed: Duration, session: &Session) -> anyhow::Result<Exit> {
-        let Ledger { published, bad, failed, .. } = self.ledger;
+        let Ledger { published, spooled, bad, failed, .. } = self.ledger;
         let (rate, seconds) = (rate(published, elapsed), elapsed.as_secs_f64());
         let next = self.ledger.continue_from();
         let stopped = !matches!(end, End::AllRead);
         if session.for_people() {
+            let kept = match (&self.keeper, spooled) {
+                (None, _) | (_, 0) => String::new(),
+                (Some(_), kept) => format!("{} spooled, ", screen::thousands(kept)),
+            };
             screen::say(format_args!(
-                "{} published, {} bad, {} failed in {seconds:.1}s ({}/s)",
+                "{} published, {kept}{} bad, {} failed in {seconds:.1}s ({}/s)",
                 screen::thousands(published),
                 screen::thousands(bad),
                 screen::thousands(failed),
@@ -187,12 +313,17 @@ impl Run {
         } else {
             screen::say_json(&json!({
                 "published": published,
+                "spooled": spooled,
                 "bad": bad,
                 "failed": failed,
                 "elapsed_seconds": (seconds * 1000.0).round() / 1000.0,
                 "per_second": rate,
                 "continue_from_line": stopped.then_some(next),
             }))?;
+        }
+        if let Some(keeper) = self.keeper.as_ref().filter(|_| spooled > 0) {
+            let what = screen::count(spooled, "job is", "jobs are");
+            spooled::say(&what, &keeper.because(), &keeper.folder);
         }
         let hint = continue_from(next, self.ledger.published_beyond());
         match end {

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 pub(crate) enum Outcome {
     /// Its job is confirmed.
     Published,
+    /// Its job is in the spool.
+    Spooled,
     /// It holds no job, and was named to the user.
     Bad,
     /// Its job cannot be published, and was named to the user.
@@ -21,6 +23,7 @@ pub(crate) enum Outcome {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Ledger {
     pub(crate) published: u64,
+    pub(crate) spooled: u64,
     pub(crate) bad: u64,
     pub(crate) failed: u64,
     /// Everything before it has an outcome.
@@ -32,13 +35,21 @@ pub(crate) struct Ledger {
 impl Ledger {
     /// Begins with line `first`.
     pub(crate) fn from_line(first: u64) -> Self {
-        Self { published: 0, bad: 0, failed: 0, first_open: first, beyond: BTreeMap::new() }
+        Self {
+            published: 0,
+            spooled: 0,
+            bad: 0,
+            failed: 0,
+            first_open: first,
+            beyond: BTreeMap::new(),
+        }
     }
 
     /// Notes the outcome of a line; each line has one.
     pub(crate) fn settle(&mut self, line: u64, outcome: Outcome) {
         match outcome {
             Outcome::Published => self.published += 1,
+            Outcome::Spooled => self.spooled += 1,
             Outcome::Bad => self.bad += 1,
             Outcome::Failed => self.failed += 1,
             Outcome::Blank => {}
@@ -54,9 +65,10 @@ impl Ledger {
         self.first_open
     }
 
-    /// How many jobs behind that line are published already, and would be a second time.
+    /// How many jobs behind that line are published or spooled already, and would be a second time.
     pub(crate) fn published_beyond(&self) -> usize {
-        self.beyond.values().filter(|outcome| **outcome == Outcome::Published).count()
+        let done = |outcome: &&Outcome| matches!(outcome, Outcome::Published | Outcome::Spooled);
+        self.beyond.values().filter(done).count()
     }
 }
 

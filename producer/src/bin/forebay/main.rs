@@ -17,9 +17,12 @@ mod man;
 mod management;
 mod manifest;
 mod moment;
+mod order;
 mod publish;
 mod queues;
 mod screen;
+mod spool;
+mod spooled;
 mod template;
 mod topology;
 
@@ -41,10 +44,11 @@ Examples:
   forebay doctor
 
 Settings: flags come before the environment (AMQP_URL, FOREBAY_NAMESPACE, FOREBAY_DECLARE,
-FOREBAY_STRICT_TOPOLOGY, FOREBAY_MANAGEMENT_URL), the environment before forebay.toml.
+FOREBAY_STRICT_TOPOLOGY, FOREBAY_MANAGEMENT_URL, FOREBAY_SPOOL), the environment before
+forebay.toml.
 
 Exit codes:
-  0  done
+  0  done; for a publish with --spool also: kept safely, to be sent later
   1  work failed: a job was not published, a dead letter was not moved, nothing was found
   2  wrong use: arguments, configuration, or a topology that does not match
   3  the broker is out of reach, or refuses us";
@@ -67,6 +71,7 @@ enum Verb {
     Dead(dead::Dead),
     Delays(delays::Delays),
     Topology(topology::Topology),
+    Spool(spool::Spool),
     Doctor(doctor::Doctor),
     Run(handover::Run),
     Completions(completions::Completions),
@@ -104,6 +109,7 @@ async fn dispatch(verb: Verb, globals: &Globals) -> anyhow::Result<Exit> {
         Verb::Dead(verb) => dead::run(verb, &session).await,
         Verb::Delays(verb) => delays::run(&verb, &session, globals).await,
         Verb::Topology(verb) => topology::run(&verb, &session).await,
+        Verb::Spool(verb) => spool::run(verb, &session).await,
         // The others have been served before.
         _ => Err(handover::not_understood()),
     }

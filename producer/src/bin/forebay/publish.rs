@@ -1,13 +1,14 @@
 //! `forebay publish`: one job from the command line, or one for each line of a file.
 //! In: kind, payload, options. Out: the id, queue and delay of a confirmed job.
 
+use std::ffi::OsString;
 use std::io::{self, IsTerminal, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use clap::Args;
-use forebay_producer::{Producer, PublishOptions, Receipt, TraceContext};
+use forebay_producer::{Delay, Producer, PublishOptions, Receipt, TraceContext};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -15,8 +16,10 @@ use crate::bulk::{self, Bulk, Shape};
 use crate::exit::{Exit, Stop};
 use crate::globals::Session;
 use crate::moment::{self, Expiry};
-use crate::screen;
+use crate::order::{Earliest, Made, Order};
+use crate::spool::folder::Folder;
 use crate::template::{self, Template};
+use crate::{screen, spool, spooled};
 
 const HOW: &str = "give it as '{\"to\": \"ada@example.org\"}' in single quotes, or as - to read it \
                    from standard input; a job without data is '{}'";
@@ -35,7 +38,14 @@ Examples:
   find ~/pictures -name '*.jpg' | forebay publish file.digest --lines
   forebay publish page.fetch --lines urls.txt --template '{\"url\": \"{}\"}'
 
-A bulk publish that stops says from which line to continue; continue with --from-line.")]
+A bulk publish that stops says from which line to continue; continue with --from-line.
+
+With --spool, jobs that the broker cannot take now (out of reach, blocked by an alarm, queue full, no
+confirm in time) are written to disk, under the id that they keep, and the program ends with 0.
+`forebay spool flush` or the next publish with --spool sends them, before new ones. What somebody
+has to mend, such as a wrong password or a missing queue, is an error as ever, and nothing is
+spooled. A delay and an expiry count from now, not from when it is sent.
+  forebay publish email.send '{\"to\": \"ada@example.org\"}' --spool /var/spool/forebay")]
 pub(crate) struct Publish {
     /// Names the function that is to handle the job: noun.verb
     kind: String,
@@ -121,6 +131,11 @@ pub(crate) struct Publish {
     #[arg(long, value_name = "0-255")]
     priority: Option<u8>,
 
+    /// Keep the job in this folder when the broker cannot take it now, and send first what lies
+    /// there
+    #[arg(long, env = "FOREBAY_SPOOL", hide_env_values = true, value_name = "DIR")]
+    spool: Option<OsString>,
+
     /// The trace it belongs to, by W3C Trace Context [default: TRACEPARENT and TRACESTATE, if set]
     #[arg(long, value_name = "TRACEPARENT", value_parser = TraceContext::parse)]
     traceparent: Option<TraceContext>,
@@ -139,7 +154,8 @@ pub(crate) async fn run(verb: Publish, session: &Session) -> anyhow::Result<Exit
             ));
         }
     }
-    let options = verb.options(session);
+    let order = verb.order(session);
+    let spool = spool::chosen(verb.spool.as_deref());
     let from_line = verb.from_line.or(verb.skip.map(|lines| lines.saturating_add(1)));
     let (source, shape) = match (verb.jsonl, verb.lines) {
         (Some(source), _) => (source, Shape::Json),
@@ -148,10 +164,10 @@ pub(crate) async fn run(verb: Publish, session: &Session) -> anyhow::Result<Exit
             let only = "--from-line and --skip go with --jsonl or --lines".to_owned();
             return Err(Stop::Usage(only).into());
         }
-        (None, None) => return one(&verb.kind, verb.payload, options, session).await,
+        (None, None) => return one(&order, verb.payload, spool, session).await,
     };
     let from_line = from_line.unwrap_or(1);
-    bulk::run(Bulk { kind: verb.kind, options, source, shape, from_line }, session).await
+    bulk::run(Bulk { order, source, shape, from_line, spool }, session).await
 }
 
 impl Publish {
@@ -168,6 +184,16 @@ impl Publish {
         }
         let why = "the job would expire before it may run: --expires counts from now";
         Err(Stop::Usage(why.to_owned()))
+    }
+
+    fn order(&self, session: &Session) -> Order {
+        Order {
+            kind: self.kind.clone(),
+            options: self.options(session),
+            earliest: self.delay.map(Earliest::After).or(self.at.map(Earliest::At)),
+            namespace: session.config.topology().namespace().to_owned(),
+            run: format!("{:016x}", fastrand::u64(..)),
+        }
     }
 
     fn options(&self, session: &Session) -> PublishOptions {
@@ -203,17 +229,34 @@ impl Publish {
 }
 
 async fn one(
-    kind: &str,
+    order: &Order,
     payload: Option<String>,
-    options: PublishOptions,
+    spool: Option<&Path>,
     session: &Session,
 ) -> anyhow::Result<Exit> {
     let payload = read_payload(payload)?;
     check_json(&payload)?;
+    if let Some(spool) = spool {
+        let (folder, made) = (Folder::create(spool)?, order.make(payload)?);
+        let because = spooled::one(order, &made, &folder, session).await?;
+        let Made { envelope, delay, .. } = &made;
+        show(
+            &envelope.id,
+            &envelope.queue,
+            delay.map(Delay::duration),
+            because.as_deref(),
+            session,
+        )?;
+        if let Some(because) = because {
+            spooled::say("the job is", &because, &folder);
+        }
+        return Ok(Exit::Fine);
+    }
     let producer = Producer::new(&session.config);
+    let (kind, options) = (&order.kind, order.options.clone());
     let receipt = session.patiently(confirmed(&producer, kind, payload, options, session)).await?;
     producer.close().await;
-    show(&receipt, session)?;
+    show(&receipt.id, &receipt.queue, receipt.delay, None, session)?;
     Ok(Exit::Fine)
 }
 
@@ -260,14 +303,25 @@ fn check_json(payload: &str) -> Result<(), Stop> {
     }
 }
 
-fn show(receipt: &Receipt, session: &Session) -> Result<(), Stop> {
-    let Receipt { id, queue, delay, .. } = receipt;
+fn show(
+    id: &str,
+    queue: &str,
+    delay: Option<Duration>,
+    spooled: Option<&str>,
+    session: &Session,
+) -> Result<(), Stop> {
     if session.for_people() {
         let delay = delay.map_or_else(|| "none".to_owned(), moment::short);
-        screen::say_table(["id", "queue", "delay"], [[id.clone(), queue.clone(), delay]])
+        screen::say_table(["id", "queue", "delay"], [[id.to_owned(), queue.to_owned(), delay]])
     } else {
         let delay_ms = delay.map(|delay| delay.as_millis() as u64);
-        screen::say_json(&json!({ "id": id, "queue": queue, "delay_ms": delay_ms }))
+        screen::say_json(&json!({
+            "id": id,
+            "queue": queue,
+            "delay_ms": delay_ms,
+            "spooled": spooled.is_some(),
+            "because": spooled,
+        }))
     }
 }
 
