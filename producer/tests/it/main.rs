@@ -9,6 +9,7 @@ mod dead_letters;
 mod delays;
 mod examples;
 mod golden;
+mod hosts;
 mod other_languages;
 mod publishing;
 mod supervision;
