@@ -145,10 +145,7 @@ async fn no_fault_loses_a_job() {
     }
     let failed = |row: &&Row| row.red > 0 || (wanted.timed && row.is_late());
     let failed: Vec<_> = rows.iter().filter(failed).map(|row| row.fault.name).collect();
-    assert!(
-        failed.is_empty(),
-        "lost, doubled without need, or not back in time: {failed:?}"
-    );
+    assert!(failed.is_empty(), "lost, doubled without need, or not back in time: {failed:?}");
 }
 
 async fn carry_out(wanted: &Wanted, faults: Vec<&'static Fault>) -> Vec<Row> {

@@ -91,10 +91,12 @@ async fn leader(site: &Site) -> anyhow::Result<usize> {
 }
 
 /// Publishes until every worker has begun a job that was published after this, and prints how long
-/// that takes: a worker whose connection was spared says nothing of its own accord.
+/// that takes: a worker whose connection was spared says nothing of its own accord. Until then no
+/// ack is sure to last, since another leader is being elected: the outage goes on.
 async fn all_work(site: &Site, since: &str) -> anyhow::Result<()> {
     let (began, at, producer) = (Instant::now(), site.record.now(), site.producer());
     let prefix = format!("after-{at}-");
+    site.record.note(Event::Idle { because: format!("after {since}") });
     let probing = async {
         for n in 0.. {
             let step = Step { script: Script::Quick, ms: 1 };
@@ -116,6 +118,7 @@ async fn all_work(site: &Site, since: &str) -> anyhow::Result<()> {
     };
     let probed = time::timeout(PATIENCE * 2, probing).await;
     probed.with_context(|| format!("after {since} not every worker works"))??;
+    site.record.note(Event::Consuming);
     println!("{:.2?} from {since} until every worker ran a later job", began.elapsed());
     producer.close().await;
     Ok(())
