@@ -92,7 +92,7 @@ start() {
     {
         echo 'cluster_formation.peer_discovery_backend = classic_config'
         for node in 1 2 3; do echo "cluster_formation.classic_config.nodes.$node = rabbit@$name-$node"; done
-        # RabbitMQ before 4.2: a node without the majority stops until it has it again.
+        # Where metadata lies in Mnesia, a node without the majority stops until it has it again.
         echo 'cluster_partition_handling = pause_minority'
         echo 'queue_leader_locator = balanced'
     } >"$settings"
