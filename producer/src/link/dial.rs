@@ -8,6 +8,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use lapin::uri::AMQPUri;
 use tokio::time::{self, Instant};
+use tracing::debug;
 
 use super::fault::Fault;
 use crate::config::address;
@@ -52,8 +53,9 @@ impl Dialer {
         let turns = order(&shunned.collect::<Vec<_>>());
         let (answered, faults) =
             race(&turns, DEADLINE, |place| connect(self.hosts[place].clone())).await;
-        for place in faults.iter().map(|(place, _)| *place) {
-            self.failed[place] = Some(Instant::now());
+        for (place, fault) in &faults {
+            debug!(host = address(&self.hosts[*place]), %fault, "cannot connect");
+            self.failed[*place] = Some(Instant::now());
         }
         match answered {
             Some((place, connection)) => {
