@@ -178,6 +178,8 @@ remove_containers() {
     containers=$(docker ps --all --quiet --filter label=forebay.test 2>/dev/null) || return 0
     # shellcheck disable=SC2086 # one word for each container
     [ -z "$containers" ] || docker rm --force --volumes $containers >/dev/null
+    # Those of clusters whose test was killed; one that is in use stays.
+    docker network ls --quiet --filter name=forebay-test- | xargs --no-run-if-empty docker network rm >/dev/null 2>&1 || true
 }
 
 finish() {

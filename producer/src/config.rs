@@ -1,6 +1,8 @@
 //! Where the broker is and how we deal with it.
 //! In: a URL, or the environment. Out: a [`Config`] that the producer and the worker share.
 
+mod hosts;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::time::Duration;
@@ -8,6 +10,7 @@ use std::time::Duration;
 use lapin::uri::{AMQPScheme, AMQPUri};
 use tokio::time::Instant;
 
+pub(crate) use self::hosts::address;
 use crate::wire::topology::{InvalidName, QueueType, Topology};
 
 const DEFAULT_URL: &str = "amqp://guest:guest@127.0.0.1:5672/%2f";
@@ -80,8 +83,10 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// Takes the broker's URL; several hosts may stand in it, separated by commas, and are tried in
-    /// random order: `amqp://user:password@a:5672,b:5672/vhost`, or whole URLs one after another.
+    /// Takes the broker's URL. Several hosts, nodes of one cluster, may stand in it, separated by
+    /// commas: `amqp://user:password@a:5672,[2001:db8::b]:5672/vhost`, or whole URLs one after
+    /// another. They are tried in random order, those that failed within the last minute last; one
+    /// that refuses is followed by the next at once, one that is silent after a second.
     ///
     /// Without a vhost, or with an empty one, it is `/`. `heartbeat` (seconds, default 10) and
     /// `connection_timeout` (milliseconds, default 10,000) may be set in the query.
@@ -89,11 +94,13 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Url`] with what is wrong.
     pub fn new(url: &str) -> Result<Self, ConfigError> {
-        let hosts: Vec<_> =
-            one_url_per_host(url).iter().map(|url| parse(url)).collect::<Result<_, _>>()?;
+        let bad = |why| ConfigError::Url { why };
+        let urls = hosts::one_url_per_host(url).map_err(bad)?;
+        let hosts: Vec<_> = urls.iter().map(|url| parse(url)).collect::<Result<_, _>>()?;
         if hosts.is_empty() {
-            return Err(ConfigError::Url { why: "it is empty".to_owned() });
+            return Err(bad("it is empty".to_owned()));
         }
+        hosts::check(&hosts).map_err(bad)?;
         Ok(Self {
             hosts,
             topology: Topology::new("forebay")?,
@@ -267,11 +274,6 @@ impl fmt::Debug for Config {
     }
 }
 
-/// `host:port`, for messages.
-pub(crate) fn address(uri: &AMQPUri) -> String {
-    format!("{}:{}", uri.authority.host, uri.authority.port)
-}
-
 fn variable(variable: &'static str, value: String, allowed: &'static str) -> ConfigError {
     ConfigError::Variable { variable, value, allowed }
 }
@@ -289,23 +291,6 @@ fn program() -> String {
     format!("{}@{}", name.unwrap_or("app"), host.as_deref().unwrap_or("localhost"))
 }
 
-/// `amqp://u:p@a,b/v` and `amqp://u:p@a/v,amqp://u:p@b/v` both name two hosts.
-fn one_url_per_host(url: &str) -> Vec<String> {
-    let whole = url.replace(",amqp", "\namqp");
-    whole.lines().flat_map(|url| spread_hosts(url.trim())).collect()
-}
-
-fn spread_hosts(url: &str) -> Vec<String> {
-    let Some((scheme, rest)) = url.split_once("://") else { return vec![url.to_owned()] };
-    let end = rest.find(['/', '?']).unwrap_or(rest.len());
-    let (authority, path) = rest.split_at(end);
-    let (user, hosts) = match authority.rsplit_once('@') {
-        Some((user, hosts)) => (format!("{user}@"), hosts),
-        None => (String::new(), authority),
-    };
-    hosts.split(',').map(|host| format!("{scheme}://{user}{host}{path}")).collect()
-}
-
 fn parse(url: &str) -> Result<AMQPUri, ConfigError> {
     let bad = |why: &str| ConfigError::Url { why: why.to_owned() };
     if !url.starts_with("amqp://") && !url.starts_with("amqps://") {
@@ -315,6 +300,9 @@ fn parse(url: &str) -> Result<AMQPUri, ConfigError> {
         // The parser may repeat the URL, password and all.
         bad(if why.contains(url) { "it is not a URL" } else { &why })
     })?;
+    if let Some(address) = hosts::ipv6(url) {
+        uri.authority.host = address;
+    }
     if uri.authority.host.is_empty() {
         return Err(bad("it names no host"));
     }
@@ -334,17 +322,6 @@ fn parse(url: &str) -> Result<AMQPUri, ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn hosts(url: &str) -> String {
-        Config::new(url).unwrap().broker()
-    }
-
-    #[test]
-    fn several_hosts_may_stand_in_one_url_or_in_several() {
-        assert_eq!(hosts("amqp://u:p@a:1,b/v"), "a:1, b:5672");
-        assert_eq!(hosts("amqp://u:p@a:1/v,amqp://u:p@b:2/v"), "a:1, b:2");
-        assert_eq!(hosts("amqp://127.0.0.1"), "127.0.0.1:5672");
-    }
 
     #[test]
     fn every_host_keeps_user_vhost_and_query() {

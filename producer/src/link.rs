@@ -4,6 +4,7 @@ pub mod connection;
 pub mod dead;
 
 pub mod declare;
+mod dial;
 pub mod examine;
 pub mod fault;
 pub mod greeting;

@@ -7,25 +7,20 @@ use std::time::Duration;
 
 use async_rs::TokioRuntime;
 use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
-use lapin::uri::AMQPUri;
 use lapin::{Channel, Connection, ConnectionProperties, Event as AmqpEvent};
 use tokio::sync::watch;
 use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use super::dial::Dialer;
 use super::fault::Fault;
 use super::io;
 use super::transition::{Action, Event, Phase, State};
-use crate::config::{Config, address};
+use crate::config::Config;
 use crate::error::ConnectError;
 use crate::telemetry::ConnectionMeter;
 
-const CONNECT_DEADLINE: Duration = Duration::from_secs(15);
-/// How long one try to connect stays alone, and how many there are at once.
-const CONNECT_COMPANY: Duration = Duration::from_secs(1);
-const CONNECT_TRIES: usize = 3;
 const CHANNEL_DEADLINE: Duration = Duration::from_secs(10);
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -50,6 +45,8 @@ struct Shared {
 pub struct Status {
     /// The connection, while there is one.
     pub connection: Option<Arc<Connection>>,
+    /// The host that it leads to, as `host:port`.
+    pub host: Option<String>,
     /// Raised at each connect.
     pub generation: u64,
     /// The broker's words while it blocks us.
@@ -80,6 +77,7 @@ impl Link {
             config: config.clone(),
             name: format!("{} ({role})", config.name),
             role: role.to_owned(),
+            dialer: Dialer::new(&config.hosts),
             began: Instant::now(),
             tell,
             stop: stop.clone(),
@@ -197,6 +195,7 @@ struct Supervisor {
     config: Config,
     name: String,
     role: String,
+    dialer: Dialer,
     began: Instant,
     tell: watch::Sender<Status>,
     stop: CancellationToken,
@@ -216,7 +215,7 @@ impl Supervisor {
                 // A connection has nothing to declare; its next try is the same as any other.
                 Action::Open | Action::Declare => match self.connect().await {
                     Ok(opened) => {
-                        info!(role = self.role, broker = self.config.broker(), "connected");
+                        info!(role = self.role, host = self.dialer.host(), "connected");
                         connection = Some(opened);
                         Event::Opened
                     }
@@ -252,54 +251,25 @@ impl Supervisor {
         }
     }
 
-    /// Tries every host once, in random order.
-    async fn connect(&self) -> Result<Arc<Connection>, Fault> {
-        let mut hosts: Vec<&AMQPUri> = self.config.hosts.iter().collect();
-        fastrand::shuffle(&mut hosts);
-        let mut last = Fault::Connection("no host".to_owned());
-        for uri in hosts {
-            let opened = tokio::select! {
-                // Dropping the connect closes its sockets.
-                opened = time::timeout(CONNECT_DEADLINE, self.connect_to(uri)) => opened,
-                () = self.stop.cancelled() => return Err(Fault::Connection("stopped".to_owned())),
-            };
-            last = match opened {
-                Ok(Ok(connection)) => return Ok(Arc::new(connection)),
-                Ok(Err(error)) => Fault::from(error),
-                Err(_) => Fault::Silent(humantime::format_duration(CONNECT_DEADLINE).to_string()),
-            };
-            debug!(role = self.role, host = address(uri), fault = %last, "cannot connect");
-        }
-        Err(last)
-    }
-
-    /// The first of several tries that is answered. A socket that closes while the client library
-    /// works on its answer to `connection.start` leaves the try without an end (lapin 4.12.3 takes
-    /// the waiting promise out of its list for that time), and a path may be half-open from the
-    /// start: a second that brings no answer gets company.
-    async fn connect_to(&self, uri: &AMQPUri) -> lapin::Result<Connection> {
-        let connect = || {
-            Connection::connect_uri_with_runtime(
-                uri.clone(),
-                ConnectionProperties::default().with_connection_name(self.name.as_str().into()),
-                TokioRuntime::tokio_with_handle(io::handle().clone()),
-            )
-        };
-        let mut tries = FuturesUnordered::from_iter([connect()]);
-        loop {
-            tokio::select! {
-                // Cancel-safe: a try that has not ended stays in the set.
-                Some(answered) = tries.next() => return answered,
-                // Cancel-safe: nothing is held.
-                () = time::sleep(CONNECT_COMPANY), if tries.len() < CONNECT_TRIES => {
-                    tries.push(connect());
-                }
-            }
+    /// Connects to the first host that answers.
+    async fn connect(&mut self) -> Result<Arc<Connection>, Fault> {
+        let name = &self.name;
+        let dialing = self.dialer.dial(|uri| async move {
+            let properties =
+                ConnectionProperties::default().with_connection_name(name.as_str().into());
+            let runtime = TokioRuntime::tokio_with_handle(io::handle().clone());
+            let opened = Connection::connect_uri_with_runtime(uri, properties, runtime).await;
+            opened.map(Arc::new).map_err(Fault::from)
+        });
+        tokio::select! {
+            // Dropping the connect closes its sockets.
+            opened = dialing => opened,
+            () = self.stop.cancelled() => Err(Fault::Connection("stopped".to_owned())),
         }
     }
 
     /// Returns with what happens next to an open connection.
-    async fn watch(&self, connection: &Connection, blocked: bool) -> Event {
+    async fn watch(&mut self, connection: &Connection, blocked: bool) -> Event {
         let mut events = connection.events_listener();
         loop {
             // What happened before the listener was there is not repeated to it: look as well.
@@ -333,10 +303,11 @@ impl Supervisor {
         }
     }
 
-    fn lost(&self, fault: Fault) -> Event {
+    fn lost(&mut self, fault: Fault) -> Event {
         if self.stop.is_cancelled() {
             return Event::Stop;
         }
+        let fault = self.dialer.lost(fault);
         let (broker, text) = (self.config.broker(), fault.to_string());
         // Said once; while nothing changes, only to those who ask for more.
         if self.tell.borrow().last_fault.as_ref() == Some(&text) {
@@ -374,6 +345,7 @@ impl Supervisor {
                 status.last_fault = None;
             }
             status.connection.clone_from(connection);
+            status.host = connection.as_ref().and_then(|_| self.dialer.host());
             status.generation = state.generation;
             status.blocked = match &state.phase {
                 Phase::Blocked { because } => Some(because.clone()),
@@ -383,7 +355,7 @@ impl Supervisor {
     }
 
     async fn close(&self, connection: Option<Arc<Connection>>) {
-        self.tell.send_modify(|status| status.connection = None);
+        self.tell.send_modify(|status| (status.connection, status.host) = (None, None));
         if let Some(connection) = connection {
             _ = time::timeout(CLOSE_DEADLINE, connection.close(200, "done".into())).await;
         }

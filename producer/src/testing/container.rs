@@ -16,9 +16,9 @@ use crate::link::connection::Link;
 
 /// The image that tests run on; `docker/rabbitmq/obtain.sh` reads the same file.
 const IMAGE: &str = include_str!("../rabbitmq-image");
-const AMQP: u16 = 5672;
-const MANAGEMENT: u16 = 15672;
-const PATIENCE: Duration = Duration::from_secs(90);
+pub(super) const AMQP: u16 = 5672;
+pub(super) const MANAGEMENT: u16 = 15672;
+pub(super) const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A broker for one test alone, that may be restarted, killed and configured.
 pub struct OwnBroker {
@@ -73,14 +73,8 @@ impl OwnBroker {
     /// # Panics
     /// When it fails.
     pub async fn ctl(&self, arguments: &[&str]) -> String {
-        let command = ["rabbitmqctl"].iter().chain(arguments).copied();
-        let mut ran = self.container.exec(ExecCommand::new(command)).await.expect("docker exec");
-        let out = ran.stdout_to_vec().await.expect("output of rabbitmqctl");
-        let err = ran.stderr_to_vec().await.expect("output of rabbitmqctl");
-        let code = ran.exit_code().await.expect("exit code");
-        let text = String::from_utf8_lossy(&out).into_owned();
-        assert_eq!(code, Some(0), "{arguments:?}: {text}{}", String::from_utf8_lossy(&err));
-        text
+        let ran = rabbitmq(&self.container, "rabbitmqctl", arguments).await;
+        ran.unwrap_or_else(|said| panic!("{arguments:?}: {said}"))
     }
 
     /// Stops the broker in good order.
@@ -161,12 +155,28 @@ pub(super) async fn shared() -> String {
     url
 }
 
+/// What one of RabbitMQ's own programs prints in a container; an error is what it said before it
+/// failed.
+pub(super) async fn rabbitmq(
+    container: &ContainerAsync<GenericImage>,
+    program: &str,
+    arguments: &[&str],
+) -> Result<String, String> {
+    let command = [program].into_iter().chain(arguments.iter().copied());
+    let mut ran = container.exec(ExecCommand::new(command)).await.expect("docker exec");
+    let out = ran.stdout_to_vec().await.expect("output of the program");
+    let err = ran.stderr_to_vec().await.expect("output of the program");
+    let code = ran.exit_code().await.expect("exit code");
+    let text = String::from_utf8_lossy(&out).into_owned();
+    if code == Some(0) { Ok(text) } else { Err(text + &String::from_utf8_lossy(&err)) }
+}
+
 fn image_name() -> String {
     let pinned = IMAGE.trim().to_owned();
     std::env::var("FOREBAY_RABBITMQ_IMAGE").ok().filter(|name| !name.is_empty()).unwrap_or(pinned)
 }
 
-fn image(label: &str) -> ContainerRequest<GenericImage> {
+pub(super) fn image(label: &str) -> ContainerRequest<GenericImage> {
     let whole = image_name();
     let (name, tag) = whole.rsplit_once(':').unwrap_or((&whole, "latest"));
     GenericImage::new(name, tag)
@@ -181,15 +191,15 @@ fn url(port: u16) -> String {
     format!("amqp://guest:guest@127.0.0.1:{port}/%2f")
 }
 
-/// Both are bound before either is given up: otherwise they could be the same.
-fn free_ports() -> [u16; 2] {
+/// All are bound before any is given up: otherwise they could be the same.
+pub(super) fn free_ports<const N: usize>() -> [u16; N] {
     let bound =
-        [(), ()].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port on loopback"));
+        [(); N].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port on loopback"));
     bound.map(|listener| listener.local_addr().expect("it is bound").port())
 }
 
 /// Waits until the broker at `url` lets us open a channel.
-async fn answers(url: &str) {
+pub(super) async fn answers(url: &str) {
     let config = Config::new(url).expect("a URL made here").access_patience(PATIENCE);
     let link = Link::open(&config, "test readiness");
     let opened = time::timeout(PATIENCE, link.channel(Instant::now() + PATIENCE)).await;
@@ -200,7 +210,7 @@ async fn answers(url: &str) {
     }
 }
 
-fn give_up(error: &dyn std::error::Error) -> ! {
+pub(super) fn give_up(error: &dyn std::error::Error) -> ! {
     panic!(
         "no broker to test with: AMQP_URL is not set, and no container of image `{}` can be \
          started ({error}). Set AMQP_URL to a RabbitMQ, or start Docker and get the image with \

@@ -57,6 +57,11 @@ impl Proxy {
         Self { address, conduct, cuts }
     }
 
+    /// Its own `host:port`.
+    pub fn address(&self) -> String {
+        self.address.to_string()
+    }
+
     /// The URL of the broker behind it, with guest's credentials.
     pub fn url(&self) -> String {
         format!("amqp://guest:guest@{}/%2f", self.address)

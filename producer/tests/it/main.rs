@@ -10,6 +10,7 @@ mod delays;
 mod examples;
 mod golden;
 mod ladder;
+mod hosts;
 mod other_languages;
 mod publishing;
 mod supervision;

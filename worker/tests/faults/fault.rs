@@ -1,6 +1,7 @@
 //! The faults: each with what it does, on which broker, and which duplicates it makes unavoidable.
 
 mod broker;
+mod cluster;
 mod dead;
 mod network;
 mod topology;
@@ -40,6 +41,8 @@ pub(crate) enum Ground {
     Shared,
     /// One of its own, with these lines of `rabbitmq.conf`.
     Own(&'static str),
+    /// Three nodes of one cluster.
+    Cluster,
 }
 
 impl Fault {
@@ -63,6 +66,11 @@ impl Fault {
         self
     }
 
+    const fn on_a_cluster(mut self) -> Self {
+        self.ground = Ground::Cluster;
+        self
+    }
+
     const fn plan(mut self, plan: fn() -> Plan) -> Self {
         self.plan = plan;
         self
@@ -81,8 +89,13 @@ impl Fault {
 
 /// All of them, in the order of the table.
 pub(crate) fn all() -> Vec<&'static Fault> {
-    [worker::FAULTS, broker::FAULTS, network::FAULTS, topology::FAULTS, dead::FAULTS]
-        .into_iter()
-        .flatten()
-        .collect()
+    let all = [
+        worker::FAULTS,
+        broker::FAULTS,
+        network::FAULTS,
+        topology::FAULTS,
+        dead::FAULTS,
+        cluster::FAULTS,
+    ];
+    all.into_iter().flatten().collect()
 }

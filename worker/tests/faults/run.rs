@@ -1,20 +1,18 @@
 //! One run of one fault, from the first worker to the verdict.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use fastrand::Rng;
 use forebay_producer::Producer;
-use forebay_worker::testing::OwnBroker;
 use tokio::sync::watch;
 use tokio::time::{self, Instant};
 
 use crate::checker::{self, Verdict};
 use crate::fault::Fault;
 use crate::record::{self, Event, Reader};
-use crate::site::Site;
+use crate::site::{Place, Site};
 use crate::workload::{self, Item, Script, Step};
 use crate::{leftover, table};
 
@@ -29,27 +27,27 @@ const RESTART: Duration = Duration::from_secs(10);
 /// Runs it once. What went wrong is explained in the error or in the verdict's report.
 pub(crate) async fn once(
     fault: &'static Fault,
-    own: Option<Arc<OwnBroker>>,
+    place: Place,
     seed: u64,
     folder: &Path,
 ) -> anyhow::Result<(Verdict, Option<String>)> {
-    let run = run(fault, own, seed, folder);
+    let run = run(fault, place, seed, folder);
     let verdict = time::timeout(PATIENCE, run).await.context("the run took too long")??;
-    let late = verdict.recovery.is_some_and(|time| time > table::LIMIT);
-    let report = (verdict.is_red() || late).then(|| table::report(&verdict, folder, seed));
+    let late = verdict.recovery.is_some_and(|time| time > table::limit(fault));
+    let report = (verdict.is_red() || late).then(|| table::report(fault, &verdict, folder, seed));
     Ok((verdict, report))
 }
 
 async fn run(
     fault: &'static Fault,
-    own: Option<Arc<OwnBroker>>,
+    place: Place,
     seed: u64,
     folder: &Path,
 ) -> anyhow::Result<Verdict> {
     let mut rng = Rng::with_seed(seed);
     let (tell, published) = watch::channel(false);
     let plan = (fault.plan)();
-    let mut site = Site::open(own, plan.clone(), folder, published).await?;
+    let mut site = Site::open(place, plan.clone(), folder, published).await?;
     (fault.before)(&mut site, &mut rng).await.context("preparing the fault")?;
     for _ in 0..plan.workers {
         site.hire()?;

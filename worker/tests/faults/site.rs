@@ -12,7 +12,7 @@ use fastrand::Rng;
 use forebay_producer::link::connection::Link;
 use forebay_producer::{Inspector, Producer, Topology};
 use forebay_worker::Config;
-use forebay_worker::testing::{Broker, OwnBroker, Proxy};
+use forebay_worker::testing::{Broker, Cluster, OwnBroker, Proxy};
 use lapin::Channel;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -29,8 +29,16 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(100);
 const LIBRARY: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
 
+/// The broker of one run alone.
+#[derive(Clone)]
+pub(crate) enum Place {
+    Shared,
+    Own(Arc<OwnBroker>),
+    Cluster(Arc<Cluster>),
+}
+
 pub(crate) struct Site {
-    own: Option<Arc<OwnBroker>>,
+    place: Place,
     /// The namespace; deleted when this is dropped.
     broker: Broker,
     /// Between the workers and the broker.
@@ -54,15 +62,16 @@ pub(crate) struct Member {
 
 impl Site {
     pub(crate) async fn open(
-        own: Option<Arc<OwnBroker>>,
+        place: Place,
         plan: Plan,
         folder: &Path,
         published: watch::Receiver<bool>,
     ) -> anyhow::Result<Self> {
         std::fs::create_dir_all(folder)?;
-        let broker = match &own {
-            Some(own) => own.broker(),
-            None => forebay_worker::testing::broker().await,
+        let broker = match &place {
+            Place::Shared => forebay_worker::testing::broker().await,
+            Place::Own(own) => own.broker(),
+            Place::Cluster(cluster) => cluster.broker(),
         };
         let address = broker.address();
         Ok(Self {
@@ -70,7 +79,7 @@ impl Site {
             publishers_path: Proxy::to(&address).await,
             record: Recorder::open(folder, "site")?,
             folder: folder.to_owned(),
-            own,
+            place,
             broker,
             plan,
             crew: Vec::new(),
@@ -87,7 +96,18 @@ impl Site {
 
     /// The same, if there is one.
     pub(crate) fn owned(&self) -> Option<&OwnBroker> {
-        self.own.as_deref()
+        match &self.place {
+            Place::Own(own) => Some(own),
+            _ => None,
+        }
+    }
+
+    /// The cluster of this run alone.
+    pub(crate) fn cluster(&self) -> Arc<Cluster> {
+        match &self.place {
+            Place::Cluster(cluster) => Arc::clone(cluster),
+            _ => panic!("the fault asks for a cluster"),
+        }
     }
 
     /// A configuration that leads straight to the broker, whatever happens to the proxies.
@@ -99,9 +119,17 @@ impl Site {
         self.config().topology().clone()
     }
 
-    /// A configuration that leads through the publishers' proxy.
+    /// A configuration that leads through the publishers' proxy, or to all nodes of a cluster.
     pub(crate) fn publishers(&self) -> anyhow::Result<Config> {
-        Ok(Config::new(&self.publishers_path.url())?.namespace(self.broker.namespace())?)
+        let url = self.url_through(&self.publishers_path);
+        Ok(Config::new(&url)?.namespace(self.broker.namespace())?)
+    }
+
+    fn url_through(&self, path: &Proxy) -> String {
+        match &self.place {
+            Place::Cluster(cluster) => cluster.url(),
+            _ => path.url(),
+        }
     }
 
     /// Workers that are hired from now on log in as this user, with password `pw`.
@@ -110,7 +138,8 @@ impl Site {
     }
 
     fn workers_url(&self) -> String {
-        let url = format!("{}?heartbeat={}", self.workers_path.url(), self.plan.heartbeat);
+        let url = self.url_through(&self.workers_path);
+        let url = format!("{url}?heartbeat={}", self.plan.heartbeat);
         match &self.user {
             Some(user) => url.replace("guest:guest", user),
             None => url,
@@ -317,11 +346,14 @@ impl Site {
 
     /// Writes down what the broker says of its queues, for whoever looks into a loss.
     pub(crate) async fn note_queues(&self, name: &str) -> anyhow::Result<()> {
-        let Some(own) = &self.own else { return Ok(()) };
         let columns = "name messages messages_ready messages_unacknowledged state arguments";
         let mut arguments = vec!["list_queues"];
         arguments.extend(columns.split(' '));
-        let said = own.ctl(&arguments).await;
+        let said = match &self.place {
+            Place::Shared => return Ok(()),
+            Place::Own(own) => own.ctl(&arguments).await,
+            Place::Cluster(cluster) => cluster.ctl(0, &arguments).await,
+        };
         Ok(std::fs::write(self.folder.join(format!("{name}.txt")), said)?)
     }
 

@@ -5,14 +5,22 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::checker::Verdict;
-use crate::fault::Fault;
+use crate::fault::{Fault, Ground};
 use crate::record;
 
 /// One line of the table.
 pub(crate) type Line = [String; 10];
 
 /// From the first answer of the broker to consuming again.
-pub(crate) const LIMIT: Duration = Duration::from_secs(2);
+const LIMIT: Duration = Duration::from_secs(2);
+
+/// On a cluster it is counted from the loss of a node, and another leader has to be elected first.
+const LIMIT_OF_A_CLUSTER: Duration = Duration::from_secs(5);
+
+/// How long recovery from a fault may take.
+pub(crate) fn limit(fault: &Fault) -> Duration {
+    if fault.ground == Ground::Cluster { LIMIT_OF_A_CLUSTER } else { LIMIT }
+}
 
 /// All runs of one fault.
 pub(crate) struct Row {
@@ -69,7 +77,7 @@ impl Row {
     }
 
     pub(crate) fn is_late(&self) -> bool {
-        self.recoveries.iter().any(|time| *time > LIMIT)
+        self.recoveries.iter().any(|time| *time > limit(self.fault))
     }
 
     fn line(&self) -> Line {
@@ -141,7 +149,7 @@ pub(crate) fn markdown(lines: &[Line]) -> String {
 }
 
 /// A red run: what is wrong, with the record of each job that it is about.
-pub(crate) fn report(verdict: &Verdict, folder: &Path, seed: u64) -> String {
+pub(crate) fn report(fault: &Fault, verdict: &Verdict, folder: &Path, seed: u64) -> String {
     let mut out = String::new();
     let mut say = |what: &str, ids: &[String]| {
         if !ids.is_empty() {
@@ -157,7 +165,7 @@ pub(crate) fn report(verdict: &Verdict, folder: &Path, seed: u64) -> String {
     say("dead without a reason of their own", &dead.collect::<Vec<_>>());
     say("silent workers", &verdict.silent);
     say("broken", &verdict.broken);
-    if let Some(late) = verdict.recovery.filter(|time| *time > LIMIT) {
+    if let Some(late) = verdict.recovery.filter(|time| *time > limit(fault)) {
         say("consuming again only after", &[format!("{late:.2?}")]);
     }
     _ = writeln!(out, "  seed {seed}; records and logs of the workers: {}", folder.display());

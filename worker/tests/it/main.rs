@@ -4,6 +4,7 @@
 #![expect(clippy::needless_pass_by_value, reason = "handlers take what they are given")]
 
 mod causes;
+mod cluster;
 mod crash;
 mod drain;
 mod examples;

@@ -79,7 +79,7 @@ pub(super) const FAULTS: &[Fault] = &[
 /// empty, whatever it had confirmed: the broker writes the names of its Raft members down only as
 /// often as that ("configured member of queue … was not found on this node. Starting member as a
 /// new one"). No client can do anything about it but wait.
-async fn old_queues(site: &mut Site) -> anyhow::Result<()> {
+pub(super) async fn old_queues(site: &mut Site) -> anyhow::Result<()> {
     let config = site.config();
     let link = Link::open(&config, "declare");
     let (declarer, deadline) = (Declarer::new(link.clone(), &config), Instant::now() + PATIENCE);

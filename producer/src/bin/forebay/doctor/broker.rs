@@ -55,13 +55,17 @@ pub(super) async fn look(
         Ok((connection, _)) => {
             let agreed = connection.configuration();
             let heartbeat = agreed.heartbeat();
+            let host = examiner.link().status().borrow().host.clone();
+            // Else it was told above.
+            let through = host.filter(|_| several).map(|host| format!(" through {host}"));
             findings.push(Finding::ok(
                 "broker.login",
                 format!(
-                    "user `{}` may enter virtual host `{}`; heartbeat {heartbeat} s, frames up to \
-                     {} bytes, up to {} channels",
+                    "user `{}` may enter virtual host `{}`{}; heartbeat {heartbeat} s, frames up \
+                     to {} bytes, up to {} channels",
                     session.config.user(),
                     session.config.vhost(),
+                    through.unwrap_or_default(),
                     agreed.frame_max(),
                     agreed.channel_max()
                 ),

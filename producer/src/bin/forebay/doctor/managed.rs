@@ -11,12 +11,15 @@ use crate::screen::{self, quoted};
 
 /// A worker takes at most so many jobs at a time from one queue.
 const MOST_TAKEN: u64 = 1_000;
+/// What RabbitMQ gives a quorum queue that asks for nothing else.
+const MEMBERS: usize = 3;
 
 pub(super) fn findings(live: &Live, plan: &Plan, api: &Api) -> Vec<Finding> {
     let mut findings = Vec::new();
     findings.extend(policies(live, plan));
     for queue in live.queues.iter().filter(|queue| plan.role(&queue.name) != Role::Stranger) {
         findings.extend(members(queue));
+        findings.extend(few_members(queue, &live.nodes, &plan.vhost));
         findings.extend(taken(queue));
     }
     findings.extend(strange_bindings(live, plan, api));
@@ -156,6 +159,29 @@ fn members(queue: &Queue) -> Option<Finding> {
     let down: Vec<_> = down.into_iter().map(String::as_str).collect();
     let what = format!("queue `{name}`: its members on {} are not online", down.join(", "));
     Some(Finding::warning("queues.members", what))
+}
+
+/// Members are chosen when a queue is declared: nodes that come later have none.
+fn few_members(queue: &Queue, nodes: &[Node], vhost: &str) -> Option<Finding> {
+    // Of two members none can be lost either.
+    let has_any = nodes.len() >= MEMBERS && !queue.members.is_empty();
+    if !has_any || queue.members.len() >= MEMBERS {
+        return None;
+    }
+    let (name, has) = (&queue.name, screen::count(queue.members.len() as u64, "member", "members"));
+    let what = format!(
+        "queue `{name}` has {has} in a cluster of {} nodes: with {MEMBERS} it would outlive the \
+         loss of one",
+        nodes.len()
+    );
+    let without = nodes.iter().filter(|node| node.running && !queue.members.contains(&node.name));
+    let mut finding = Finding::warning("queues.few_members", what);
+    for node in without.take(MEMBERS - queue.members.len()) {
+        // Not `grow NODE all`: what others keep on few nodes on purpose is theirs.
+        let (vhost, name, node) = (quoted(vhost), quoted(name), quoted(&node.name));
+        finding = finding.mend(format!("rabbitmq-queues add_member -p {vhost} {name} {node}"));
+    }
+    Some(finding)
 }
 
 fn taken(queue: &Queue) -> Option<Finding> {
@@ -319,6 +345,31 @@ mod tests {
         let one = members(&queue("running", &["a", "c"])).unwrap();
         assert!(one.level == Level::Warning && one.what.contains("on b are"), "{one:?}");
         assert_eq!(members(&queue("minority", &["a"])).unwrap().level, Level::Fault);
+    }
+
+    #[test]
+    fn a_queue_with_fewer_members_than_it_could_have_is_told_with_the_command() {
+        let nodes = |count: usize| {
+            let node = |n| Node { name: format!("rabbit@{n}"), running: true, ..Node::default() };
+            (0..count).map(node).collect::<Vec<_>>()
+        };
+        let queue = |members: usize| Queue {
+            name: "shop.mail".to_owned(),
+            members: (0..members).map(|n| format!("rabbit@{n}")).collect(),
+            ..Queue::default()
+        };
+        for (members, count) in [(1, 1), (3, 3), (3, 5), (1, 2), (0, 3)] {
+            assert_eq!(few_members(&queue(members), &nodes(count), "/"), None, "{members} {count}");
+        }
+        let finding = few_members(&queue(1), &nodes(3), "/").unwrap();
+        assert_eq!(finding.level, Level::Warning);
+        assert_eq!(
+            finding.mend,
+            [
+                "rabbitmq-queues add_member -p / shop.mail rabbit@1",
+                "rabbitmq-queues add_member -p / shop.mail rabbit@2"
+            ]
+        );
     }
 
     #[test]
