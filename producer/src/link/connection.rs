@@ -8,6 +8,7 @@ use std::time::Duration;
 use async_rs::TokioRuntime;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use lapin::tcp::{AMQPUriTcpExt, AsyncTcpStream};
 use lapin::uri::AMQPUri;
 use lapin::{Channel, Connection, ConnectionProperties, Event as AmqpEvent};
 use tokio::sync::watch;
@@ -17,6 +18,7 @@ use tracing::{debug, info, warn};
 
 use super::fault::Fault;
 use super::io;
+use super::sieve::{Sieve, Sifting};
 use super::transition::{Action, Event, Phase, State};
 use crate::config::{Config, address};
 use crate::error::ConnectError;
@@ -193,6 +195,11 @@ impl Drop for Shared {
     }
 }
 
+/// A socket to one host, with a sieve in it: inside of TLS, where the frames are.
+async fn dial(uri: &AMQPUri, runtime: &TokioRuntime) -> lapin::Result<AsyncTcpStream<Sieve>> {
+    Ok(AsyncTcpStream::Plain(Sieve::new(uri.connect_async(runtime).await?)))
+}
+
 struct Supervisor {
     config: Config,
     name: String,
@@ -278,10 +285,13 @@ impl Supervisor {
     /// start: a second that brings no answer gets company.
     async fn connect_to(&self, uri: &AMQPUri) -> lapin::Result<Connection> {
         let connect = || {
-            Connection::connect_uri_with_runtime(
+            let runtime = TokioRuntime::tokio_with_handle(io::handle().clone());
+            let sifting = Sifting(runtime.clone()).into();
+            Connection::connector(
                 uri.clone(),
+                sifting,
+                async move |uri: AMQPUri, _| dial(&uri, &runtime).await,
                 ConnectionProperties::default().with_connection_name(self.name.as_str().into()),
-                TokioRuntime::tokio_with_handle(io::handle().clone()),
             )
         };
         let mut tries = FuturesUnordered::from_iter([connect()]);
