@@ -17,6 +17,7 @@
 
 mod container;
 mod frames;
+mod fuzz;
 mod postgres;
 mod proxy;
 mod redis;
@@ -32,6 +33,7 @@ use tokio::time::Instant;
 
 pub use self::container::{OwnBroker, broker_of_its_own};
 pub use self::frames::{Frame, Meddle};
+pub use self::fuzz::fuzz;
 pub use self::postgres::{Postgres, postgres, postgres_of_its_own};
 pub use self::proxy::Proxy;
 pub use self::redis::{Redis, redis, redis_of_its_own};
