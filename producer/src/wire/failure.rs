@@ -107,6 +107,13 @@ pub(crate) fn cut(text: &mut String, most: usize) {
     }
 }
 
+/// What an error says of a text that may have any length.
+pub(crate) fn beginning(text: &str) -> String {
+    let mut text = text.to_owned();
+    cut(&mut text, 300);
+    text
+}
+
 impl Reason {
     /// The word on the wire, in the CLI and in metrics.
     pub fn as_str(&self) -> &str {
