@@ -158,7 +158,7 @@ dependencies() {
     if cargo deny --version >/dev/null 2>&1; then
         cargo deny check bans licenses sources
     else
-        echo "skipped: cargo-deny is not installed (cargo install cargo-deny)"
+        echo "skipped: cargo-deny is not installed (cargo install --locked cargo-deny)"
     fi
 }
 

@@ -10,8 +10,10 @@ pub mod fault;
 pub mod greeting;
 pub mod inspect;
 pub(crate) mod io;
+pub mod mend;
 pub mod publisher;
 pub mod remove;
+pub(crate) mod sieve;
 pub mod transition;
 pub(crate) mod window;
 

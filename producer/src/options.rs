@@ -9,6 +9,7 @@ use tracing::debug;
 use crate::error::PublishError;
 use crate::wire::delay::Delay;
 use crate::wire::envelope::{Envelope, as_ms, to_ms};
+use crate::wire::failure::beginning;
 use crate::wire::topology::{check_kind, check_queue_name};
 use crate::wire::trace::TraceContext;
 
@@ -195,7 +196,7 @@ impl PublishOptions {
         for (name, value) in &self.headers {
             envelope.set_header(name, value).map_err(|why| PublishError::Option {
                 option: "header",
-                value: name.clone(),
+                value: beginning(name),
                 why,
             })?;
         }
@@ -228,7 +229,7 @@ fn checked(option: &'static str, value: String) -> Result<String, PublishError> 
     } else {
         return Ok(value);
     };
-    Err(PublishError::Option { option, value, why })
+    Err(PublishError::Option { option, value: beginning(&value), why })
 }
 
 #[cfg(test)]

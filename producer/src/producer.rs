@@ -19,13 +19,13 @@ use crate::link::window::Message;
 use crate::options::{PublishOptions, check_id};
 use crate::telemetry::PublishMeter;
 use crate::wire::delay::Delay;
-use crate::wire::envelope::Envelope;
+use crate::wire::envelope::{CARRIED_BYTES, Envelope};
 use crate::wire::job::Job;
 use crate::wire::topology::{QueueType, Topology, check_queue_name};
 use crate::wire::trace::TraceContext;
 
-/// Properties and headers together stay below half a frame: a larger header frame makes the broker
-/// close the whole connection.
+/// What a sender may use for properties and headers: about half a frame. The rest is for what is
+/// added on the way: the history of failures, and the broker's own marks.
 const HEADER_LIMIT: usize = 64 * 1024;
 const BULK_WINDOW: usize = 1_000;
 
@@ -167,6 +167,7 @@ impl Producer {
         let deadline = after(options.deadline.unwrap_or(self.config.publish_deadline));
         let (mut envelope, delay) =
             options.into_envelope(kind, payload.into(), SystemTime::now())?;
+        check_headers(&envelope, HEADER_LIMIT)?;
         let destination = delay.map_or(Destination::Queue, Destination::Later);
         self.send_traced(&mut envelope, destination, deadline).await?;
         let delay = delay.map(Delay::duration);
@@ -339,19 +340,11 @@ impl Producer {
     }
 
     fn check_size(&self, envelope: &Envelope) -> Result<(), PublishError> {
-        let too_large = |what, bytes, limit| {
-            Err(PublishError::TooLarge { id: envelope.id.clone(), what, bytes, limit })
-        };
         let (payload, limit) = (envelope.payload.len(), self.config.payload_limit);
         if payload > limit {
-            return too_large("payload", payload, limit);
+            return Err(too_large(envelope, "payload", payload, limit));
         }
-        // Spelling out a table only to measure it would cost the common job more than its envelope.
-        let headers = if envelope.has_open_headers() { envelope.header_bytes() } else { 0 };
-        if headers > HEADER_LIMIT {
-            return too_large("headers", headers, HEADER_LIMIT);
-        }
-        Ok(())
+        check_headers(envelope, CARRIED_BYTES)
     }
 
     async fn prepare(
@@ -444,6 +437,21 @@ impl Producer {
             }
         }
     }
+}
+
+/// A header frame that is larger than the broker's makes it close the whole connection, with all
+/// that is on its way there.
+fn check_headers(envelope: &Envelope, limit: usize) -> Result<(), PublishError> {
+    // Spelling out a table only to measure it would cost the common job more than its envelope.
+    let headers = if envelope.has_open_headers() { envelope.header_bytes() } else { 0 };
+    if headers > limit {
+        return Err(too_large(envelope, "headers", headers, limit));
+    }
+    Ok(())
+}
+
+fn too_large(envelope: &Envelope, what: &'static str, bytes: usize, limit: usize) -> PublishError {
+    PublishError::TooLarge { id: envelope.id.clone(), what, bytes, limit }
 }
 
 fn encode<J: Job>(job: &J) -> Result<Bytes, PublishError> {

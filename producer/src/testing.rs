@@ -18,6 +18,7 @@
 mod cluster;
 mod container;
 mod frames;
+mod fuzz;
 mod postgres;
 mod proxy;
 mod redis;
@@ -34,6 +35,7 @@ use tokio::time::Instant;
 pub use self::cluster::{Cluster, cluster};
 pub use self::container::{OwnBroker, broker_of_its_own};
 pub use self::frames::{Frame, Meddle};
+pub use self::fuzz::fuzz;
 pub use self::postgres::{Postgres, postgres, postgres_of_its_own};
 pub use self::proxy::Proxy;
 pub use self::redis::{Redis, redis, redis_of_its_own};

@@ -38,8 +38,8 @@ pub(crate) enum Outcome {
     Done(Output),
     /// The handler returned an error.
     Failed(JobError),
-    /// The payload is not JSON.
-    NotJson(String),
+    /// The payload is not JSON, or headers are missing.
+    Undecodable(String),
     /// No handler, no kind, or JSON of another shape: a newer worker may know it.
     Unknown(String),
     /// Longer than its timeout.
@@ -135,13 +135,19 @@ impl<S: Send + Sync + 'static> App<S> {
         if envelope.expired(now_ms) {
             return Err(Outcome::Expired);
         }
+        if let Some(omitted) = &envelope.broker.omitted {
+            return Err(Outcome::Undecodable(format!(
+                "its headers and the broker's marks are longer than a frame, so these were left \
+                 out: {omitted}; redriven, it runs without them"
+            )));
+        }
         let Some(handler) = handler else { return Err(Outcome::Unknown(self.nobody(envelope))) };
         let decoded =
             std::panic::catch_unwind(AssertUnwindSafe(|| handler.decode(&envelope.payload)));
         match decoded {
             Ok(Ok(ready)) => Ok(ready),
             Ok(Err(Undecoded::NotJson(why))) => {
-                Err(Outcome::NotJson(format!("the payload is not JSON: {why}")))
+                Err(Outcome::Undecodable(format!("the payload is not JSON: {why}")))
             }
             Ok(Err(Undecoded::OtherShape(why))) => {
                 Err(Outcome::Unknown(format!("the payload is not a `{}`: {why}", handler.kind)))

@@ -79,7 +79,7 @@ pub(crate) fn decide(outcome: Outcome, job: &Envelope, facts: &Facts<'_>) -> Ver
             retry(Reason::Timeout, message, None, job, facts)
         }
         Outcome::Panicked(message) => retry(Reason::Panic, message, None, job, facts),
-        Outcome::NotJson(message) => dead(Reason::Undecodable, message, job, facts),
+        Outcome::Undecodable(message) => dead(Reason::Undecodable, message, job, facts),
         Outcome::Unknown(message) => unknown(message, job, facts),
         Outcome::Expired => {
             dead(Reason::Expired, "its time had passed before it could run".into(), job, facts)
@@ -275,7 +275,10 @@ mod tests {
     fn every_outcome_that_cannot_be_mended_by_waiting_is_dead_at_once_with_its_reason() {
         let rejected = Outcome::Failed(JobError::reject(anyhow::anyhow!("no such account")));
         assert_eq!(reason(&decide(rejected, &job(), &facts())), "rejected");
-        assert_eq!(reason(&decide(Outcome::NotJson("x".into()), &job(), &facts())), "undecodable");
+        assert_eq!(
+            reason(&decide(Outcome::Undecodable("x".into()), &job(), &facts())),
+            "undecodable"
+        );
         assert_eq!(reason(&decide(Outcome::Expired, &job(), &facts())), "expired");
     }
 

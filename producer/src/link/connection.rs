@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use async_rs::TokioRuntime;
 use futures_util::StreamExt;
+use lapin::tcp::{AMQPUriTcpExt, AsyncTcpStream};
+use lapin::uri::AMQPUri;
 use lapin::{Channel, Connection, ConnectionProperties, Event as AmqpEvent};
 use tokio::sync::watch;
 use tokio::time::{self, Instant};
@@ -16,6 +18,7 @@ use tracing::{debug, info, warn};
 use super::dial::Dialer;
 use super::fault::Fault;
 use super::io;
+use super::sieve::{Sieve, Sifting};
 use super::transition::{Action, Event, Phase, State};
 use crate::config::Config;
 use crate::error::ConnectError;
@@ -191,6 +194,11 @@ impl Drop for Shared {
     }
 }
 
+/// A socket to one host, with a sieve in it: inside of TLS, where the frames are.
+async fn dial(uri: &AMQPUri, runtime: &TokioRuntime) -> lapin::Result<AsyncTcpStream<Sieve>> {
+    Ok(AsyncTcpStream::Plain(Sieve::new(uri.connect_async(runtime).await?)))
+}
+
 struct Supervisor {
     config: Config,
     name: String,
@@ -258,7 +266,9 @@ impl Supervisor {
             let properties =
                 ConnectionProperties::default().with_connection_name(name.as_str().into());
             let runtime = TokioRuntime::tokio_with_handle(io::handle().clone());
-            let opened = Connection::connect_uri_with_runtime(uri, properties, runtime).await;
+            let sifting = Sifting(runtime.clone()).into();
+            let socket = async move |uri: AMQPUri, _| dial(&uri, &runtime).await;
+            let opened = Connection::connector(uri, sifting, socket, properties).await;
             opened.map(Arc::new).map_err(Fault::from)
         });
         tokio::select! {

@@ -352,8 +352,9 @@ impl Walk {
 }
 
 impl DeadLetter {
-    /// Ours say why themselves; the broker's own have only `x-death`.
-    fn of(mut envelope: Envelope, unrouted: bool) -> Self {
+    /// Reads what was found on a pile, `unrouted` or of a queue: ours say why themselves; the
+    /// broker's own have only `x-death`.
+    pub fn of(mut envelope: Envelope, unrouted: bool) -> Self {
         let broker = envelope.broker.death.take();
         let moved_at_ms =
             broker.as_ref().and_then(|(.., seconds)| seconds.map(|s| s.saturating_mul(1000)));

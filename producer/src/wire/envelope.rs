@@ -18,6 +18,10 @@ use super::trace::{TRACEPARENT, TRACESTATE, TraceContext};
 
 pub(crate) const JSON: &str = "application/json";
 
+/// Names the headers that were left out where a message came in, because no frame could hold them.
+/// It stays on this machine.
+pub(crate) const OMITTED: &str = "forebay-omitted";
+
 mod name {
     pub(super) const ATTEMPT: &str = "forebay-attempt";
     pub(super) const CRASHES: &str = "forebay-crashes";
@@ -33,7 +37,7 @@ mod name {
     pub(super) const REASON: &str = "forebay-reason";
     pub(super) const DEAD_AT: &str = "forebay-dead-at";
 
-    pub(super) const ALL: [&str; 13] = [
+    pub(super) const ALL: [&str; 14] = [
         ATTEMPT,
         CRASHES,
         GRACES,
@@ -47,6 +51,7 @@ mod name {
         OWNER,
         REASON,
         DEAD_AT,
+        super::OMITTED,
     ];
 }
 
@@ -133,6 +138,9 @@ pub struct BrokerMarks {
     pub redelivered: bool,
     /// The newest entry of `x-death`: reason, queue, and time in seconds since the epoch.
     pub death: Option<(String, String, Option<u64>)>,
+    /// The names of headers that were left out where the message came in: with the broker's own
+    /// marks they were longer than a frame may be.
+    pub omitted: Option<String>,
 }
 
 /// A delivery as it came off the broker, for [`Envelope::decode`].
@@ -250,6 +258,7 @@ impl Envelope {
         let acquired = small("x-acquired-count").map(|_| 0);
         self.broker.delivery_count = small("x-delivery-count").or(acquired).filter(|_| redelivered);
         self.broker.death = table.inner().get("x-death").and_then(read_death);
+        self.broker.omitted = word(OMITTED);
         self.foreign = headers::travelling(table, &name::ALL);
     }
 
@@ -326,13 +335,16 @@ impl Envelope {
                 put(name, text(word));
             }
         }
-        if !self.failures.is_empty() {
-            let failures = bounded(&self.failures).iter().map(write_failure).collect::<Vec<_>>();
-            put(name::FAILURES, AMQPValue::FieldArray(failures.into()));
-        }
         if let Some(dead) = &self.dead {
             put(name::REASON, text(dead.reason.as_str()));
             put(name::DEAD_AT, number(dead.at_ms));
+        }
+        if !self.failures.is_empty() {
+            // The history gives way: a job must stay publishable for its next attempt.
+            let taken = self.property_bytes() + headers::table_bytes(&table) + name::FAILURES.len();
+            let room = CARRIED_BYTES.saturating_sub(taken + 16);
+            let failures = bounded(&self.failures, room).iter().map(write_failure).collect();
+            table.insert(name::FAILURES.into(), AMQPValue::FieldArray(Vec::into(failures)));
         }
         table
     }
@@ -396,6 +408,10 @@ impl Envelope {
 
     /// Bytes that properties and headers take on the wire, roughly and rather too many.
     pub fn header_bytes(&self) -> usize {
+        self.property_bytes() + headers::table_bytes(&self.header_table())
+    }
+
+    fn property_bytes(&self) -> usize {
         let words = [
             &self.kind,
             &self.correlation_id,
@@ -404,11 +420,7 @@ impl Envelope {
             &self.content_encoding,
         ];
         let words = words.iter().filter_map(|word| word.as_ref().map(String::len)).sum::<usize>();
-        FIXED_BYTES
-            + words
-            + self.id.len()
-            + self.content_type.len()
-            + headers::table_bytes(&self.header_table())
+        FIXED_BYTES + words + self.id.len() + self.content_type.len()
     }
 
     /// Whether headers of any length may be on it; all others are small.
@@ -426,6 +438,11 @@ impl Envelope {
 /// What a header frame takes beside texts and the table: its frame, class, body size and flags, a
 /// length for each text, and the three numbers (AMQP 0-9-1, sections 2.3.5 and 4.2.6).
 const FIXED_BYTES: usize = 64;
+
+/// What properties and headers may take on a republish. One frame holds 128 KiB (RabbitMQ's default
+/// `frame_max`); the rest is for the broker: an entry in `x-death` for each of up to 28 levels of the
+/// ladder, and its counts.
+pub(crate) const CARRIED_BYTES: usize = 120 * 1024;
 
 /// A new job id: UUIDv7, so that ids sort by time (RFC 9562, section 5.7).
 pub fn new_id() -> String {

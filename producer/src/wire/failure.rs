@@ -67,32 +67,51 @@ impl Failure {
         // Names, types and numbers of the table take about 80 bytes.
         self.message.len() + self.worker.len() + self.reason.as_str().len() + 80
     }
+
+    /// With a shorter message, in at most `room` bytes; `None` if the rest alone takes more.
+    fn shortened(&self, room: usize) -> Option<Self> {
+        let left = room.checked_sub(self.bytes() - self.message.len())?;
+        let mut short = self.clone();
+        cut(&mut short.message, left);
+        (short.bytes() <= room).then_some(short)
+    }
 }
 
-/// The newest failures that fit: at most 20, each ≤ 4 kB, together ≤ 32 kB. Headers must stay far
-/// below one frame: a bigger header closes the whole connection (AMQP 0-9-1, section 4.2.3).
-pub(crate) fn bounded(failures: &[Failure]) -> &[Failure] {
+/// The newest failures that fit: at most 20, each ≤ 4 kB, together ≤ 32 kB and at most `room` bytes.
+/// Headers must stay below one frame: a bigger header closes the whole connection (AMQP 0-9-1,
+/// section 4.2.3). Of the newest as much of its message is kept as fits.
+pub(crate) fn bounded(failures: &[Failure], room: usize) -> Vec<Failure> {
+    let room = room.min(HISTORY_BYTES);
     let mut bytes = 0;
-    let fitting = failures
-        .iter()
-        .rev()
-        .take(MOST_FAILURES)
-        .take_while(|failure| {
-            bytes += failure.bytes();
-            bytes <= HISTORY_BYTES
-        })
-        .count();
-    &failures[failures.len() - fitting..]
+    let fitting = failures.iter().rev().take(MOST_FAILURES).take_while(|failure| {
+        bytes += failure.bytes();
+        bytes <= room
+    });
+    let mut kept: Vec<_> = fitting.cloned().collect();
+    kept.reverse();
+    if kept.is_empty()
+        && let Some(newest) = failures.last()
+    {
+        kept.extend(newest.shortened(room));
+    }
+    kept
 }
 
 /// Shortens text to at most `most` bytes at a character boundary, with a mark that it was cut.
 pub(crate) fn cut(text: &mut String, most: usize) {
     const MARK: &str = "… (cut)";
     if text.len() > most {
-        let end = (0..=most - MARK.len()).rev().find(|at| text.is_char_boundary(*at));
+        let end = (0..=most.saturating_sub(MARK.len())).rev().find(|at| text.is_char_boundary(*at));
         text.truncate(end.unwrap_or(0));
         text.push_str(MARK);
     }
+}
+
+/// What an error says of a text that may have any length.
+pub(crate) fn beginning(text: &str) -> String {
+    let mut text = text.to_owned();
+    cut(&mut text, 300);
+    text
 }
 
 impl Reason {
@@ -154,15 +173,26 @@ mod tests {
     #[test]
     fn the_newest_twenty_failures_are_kept() {
         let all: Vec<_> = (1..=30).map(|attempt| failure(attempt, 10)).collect();
-        let kept = bounded(&all);
+        let kept = bounded(&all, usize::MAX);
         assert_eq!((kept.len(), kept[0].attempt, kept[19].attempt), (20, 11, 30));
     }
 
     #[test]
     fn the_history_stays_below_32_kb() {
         let all: Vec<_> = (1..=20).map(|attempt| failure(attempt, 4_000)).collect();
-        let kept = bounded(&all);
+        let kept = bounded(&all, usize::MAX);
         assert!(kept.iter().map(Failure::bytes).sum::<usize>() <= HISTORY_BYTES);
         assert_eq!(kept.last(), all.last());
+    }
+
+    #[test]
+    fn where_there_is_less_room_the_newest_is_kept_as_far_as_it_fits() {
+        let all: Vec<_> = (1..=3).map(|attempt| failure(attempt, 4_000)).collect();
+        for (room, kept_of) in [(20_000, 3), (9_000, 2), (4_200, 1), (300, 1), (101, 1), (60, 0)] {
+            let kept = bounded(&all, room);
+            assert_eq!(kept.len(), kept_of, "{room}");
+            assert!(kept.iter().map(Failure::bytes).sum::<usize>() <= room, "{room}");
+            assert!(kept.last().is_none_or(|newest| newest.attempt == 3));
+        }
     }
 }

@@ -7,6 +7,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::delay::LEVELS;
+use super::failure::beginning;
 
 /// "No limit" on deliveries. Spelled as a number on purpose: without the argument RabbitMQ 4 drops
 /// a message at the 21st delivery, and `-1` makes 3.10 drop it at the first requeue.
@@ -325,7 +326,7 @@ pub fn check_queue_name(name: &str) -> Result<(), InvalidName> {
     check("queue", name, 100, "a-z, 0-9, _ and -", allowed)?;
     if RESERVED.contains(&name) {
         let why = format!("the words {} are reserved", RESERVED.join(", "));
-        return Err(InvalidName { what: "queue", name: name.to_owned(), why });
+        return Err(InvalidName { what: "queue", name: beginning(name), why });
     }
     Ok(())
 }
@@ -345,7 +346,7 @@ pub fn check_kind(kind: &str) -> Result<(), InvalidName> {
     } else {
         return Ok(());
     };
-    Err(InvalidName { what: "kind", name: kind.to_owned(), why: why.to_owned() })
+    Err(InvalidName { what: "kind", name: beginning(kind), why: why.to_owned() })
 }
 
 fn check(
@@ -364,7 +365,7 @@ fn check(
     } else {
         return Ok(());
     };
-    Err(InvalidName { what, name: name.to_owned(), why })
+    Err(InvalidName { what, name: beginning(name), why })
 }
 
 /// A queue that holds messages until somebody decides: it is looked at, never emptied by a limit.

@@ -9,11 +9,13 @@ mod crash;
 mod drain;
 mod examples;
 mod foreign;
+mod hostile;
 #[cfg(all(feature = "redis", feature = "postgres"))]
 mod idempotency;
 mod invariants;
 mod long_jobs;
 mod places;
+mod raw;
 mod settlement;
 mod status;
 #[cfg(all(feature = "redis", feature = "postgres"))]

@@ -1,0 +1,4 @@
+//! Hostile input, target by target: each replays its corpus and then tries inputs of its own.
+//! `docs/testing.md` says how to let one run for longer.
+
+mod manifest;
