@@ -11,6 +11,7 @@ pub mod inspect;
 pub(crate) mod io;
 pub mod publisher;
 pub mod remove;
+mod tls;
 pub mod transition;
 pub(crate) mod window;
 

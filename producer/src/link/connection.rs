@@ -9,14 +9,16 @@ use async_rs::TokioRuntime;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use lapin::uri::AMQPUri;
-use lapin::{Channel, Connection, ConnectionProperties, Event as AmqpEvent};
+use lapin::{Channel, Connection, ConnectionProperties, ErrorKind, Event as AmqpEvent};
 use tokio::sync::watch;
 use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::fault::Fault;
+use super::greeting;
 use super::io;
+use super::tls;
 use super::transition::{Action, Event, Phase, State};
 use crate::config::{Config, address};
 use crate::error::ConnectError;
@@ -26,6 +28,8 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(15);
 /// How long one try to connect stays alone, and how many there are at once.
 const CONNECT_COMPANY: Duration = Duration::from_secs(1);
 const CONNECT_TRIES: usize = 3;
+/// How long a host is listened to that does not speak AMQP with us.
+const LISTEN: Duration = Duration::from_secs(2);
 const CHANNEL_DEADLINE: Duration = Duration::from_secs(10);
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -253,48 +257,78 @@ impl Supervisor {
 
     /// Tries every host once, in random order.
     async fn connect(&self) -> Result<Arc<Connection>, Fault> {
-        let mut hosts: Vec<&AMQPUri> = self.config.hosts.iter().collect();
+        let mut hosts = self.config.hosts.clone();
         fastrand::shuffle(&mut hosts);
-        let mut last = Fault::Connection("no host".to_owned());
-        for uri in hosts {
+        let mut faults = Vec::new();
+        for mut uri in hosts {
             let opened = tokio::select! {
                 // Dropping the connect closes its sockets.
-                opened = time::timeout(CONNECT_DEADLINE, self.connect_to(uri)) => opened,
+                opened = time::timeout(CONNECT_DEADLINE, self.connect_to(&mut uri)) => opened,
                 () = self.stop.cancelled() => return Err(Fault::Connection("stopped".to_owned())),
             };
-            last = match opened {
+            let fault = match opened {
                 Ok(Ok(connection)) => return Ok(Arc::new(connection)),
-                Ok(Err(error)) => Fault::from(error),
+                Ok(Err(fault)) => fault,
                 Err(_) => Fault::Silent(humantime::format_duration(CONNECT_DEADLINE).to_string()),
             };
-            debug!(role = self.role, host = address(uri), fault = %last, "cannot connect");
+            debug!(role = self.role, host = address(&uri), %fault, "cannot connect");
+            faults.push(fault);
         }
-        Err(last)
+        Err(Fault::of_all(faults))
     }
 
     /// The first of several tries that is answered. A socket that closes while the client library
     /// works on its answer to `connection.start` leaves the try without an end (lapin 4.12.3 takes
     /// the waiting promise out of its list for that time), and a path may be half-open from the
     /// start: a second that brings no answer gets company.
-    async fn connect_to(&self, uri: &AMQPUri) -> lapin::Result<Connection> {
+    async fn connect_to(&self, uri: &mut AMQPUri) -> Result<Connection, Fault> {
+        let access = Arc::new(self.config.access.clone());
+        if let Some(password) = access.password().map_err(Fault::Setup)? {
+            uri.authority.userinfo.password = password;
+        }
+        let uri = &*uri;
         let connect = || {
-            Connection::connect_uri_with_runtime(
+            let access = Arc::clone(&access);
+            Connection::connector(
                 uri.clone(),
-                ConnectionProperties::default().with_connection_name(self.name.as_str().into()),
                 TokioRuntime::tokio_with_handle(io::handle().clone()),
+                async move |uri, runtime| {
+                    let dialled = tls::dial(&uri, &access, &runtime).await;
+                    dialled.map_err(|fault| std::io::Error::other(fault).into())
+                },
+                ConnectionProperties::default().with_connection_name(self.name.as_str().into()),
             )
         };
         let mut tries = FuturesUnordered::from_iter([connect()]);
         loop {
             tokio::select! {
                 // Cancel-safe: a try that has not ended stays in the set.
-                Some(answered) = tries.next() => return answered,
+                Some(answered) = tries.next() => match answered {
+                    Ok(connection) => return Ok(connection),
+                    Err(error) => return Err(self.refused(&error, uri).await),
+                },
                 // Cancel-safe: nothing is held.
                 () = time::sleep(CONNECT_COMPANY), if tries.len() < CONNECT_TRIES => {
                     tries.push(connect());
                 }
             }
         }
+    }
+
+    /// What a connect that failed means. TLS may object after its handshake, and a host that wants
+    /// TLS is told by nothing but what it says to AMQP.
+    async fn refused(&self, error: &lapin::Error, uri: &AMQPUri) -> Fault {
+        if let ErrorKind::IOError(io) = error.kind()
+            && let Some(objection) = tls::why(io)
+        {
+            return tls::meaning(objection, uri, &self.config.access);
+        }
+        if matches!(error.kind(), ErrorKind::ParsingError(_))
+            && let Err(unheard) = greeting::greeting(uri, &self.config.access, LISTEN).await
+        {
+            return unheard.into_fault(uri);
+        }
+        Fault::from(error.clone())
     }
 
     /// Returns with what happens next to an open connection.
@@ -375,10 +409,19 @@ impl Supervisor {
         let uri = &self.config.hosts[0];
         let (broker, user) = (self.config.broker(), uri.authority.userinfo.username.clone());
         match fault {
+            Fault::Denied(because) if self.config.logs_in_by_certificate() => {
+                let because = format!(
+                    "the broker takes no user from our certificate: {because}; enable its plugin \
+                     rabbitmq_auth_mechanism_ssl, add EXTERNAL to its auth_mechanisms, and add a \
+                     user with the name that it takes from the certificate (ssl_cert_login_from)"
+                );
+                ConnectError::Setup { broker, because }
+            }
             Fault::Denied(because) => ConnectError::Denied { broker, user, because },
             Fault::Vhost(because) => {
                 ConnectError::Vhost { broker, user, vhost: uri.vhost.clone(), because }
             }
+            Fault::Setup(because) => ConnectError::Setup { broker, because },
             other => ConnectError::Unreachable { broker, because: other.to_string() },
         }
     }

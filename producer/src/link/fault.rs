@@ -27,6 +27,9 @@ pub enum Fault {
     /// 530: the virtual host is not there or not for this user. Closes the connection.
     #[error("{0}")]
     Vhost(String),
+    /// Our settings, their files or a certificate make it impossible; says what does mend it.
+    #[error("{0}")]
+    Setup(String),
     /// Any other reason for which the broker closed the channel.
     #[error("the broker closed the channel: {0}")]
     Channel(String),
@@ -65,6 +68,17 @@ pub async fn close(channel: &lapin::Channel, because: &str) {
 }
 
 impl Fault {
+    /// What it means that every host was tried: the last one's, unless that is hopeless and
+    /// another's is not.
+    pub(crate) fn of_all(mut faults: Vec<Self>) -> Self {
+        let mends = faults.iter().any(|fault| !matches!(fault, Self::Setup(_)));
+        match faults.pop() {
+            Some(Self::Setup(words)) if mends => Self::Connection(words),
+            Some(fault) => fault,
+            None => Self::Connection("no host".to_owned()),
+        }
+    }
+
     /// Whether only the channel is gone, by the broker's decision about what we asked for.
     pub fn closes_channel_only(&self) -> bool {
         matches!(self, Self::Missing(_) | Self::Mismatch(_) | Self::Denied(_) | Self::Channel(_))
@@ -88,7 +102,10 @@ impl From<Error> for Fault {
             ErrorKind::InvalidChannelState(..) | ErrorKind::InvalidChannel(_) => {
                 Self::Closed(error.to_string())
             }
-            ErrorKind::IOError(io) => Self::Connection(io.to_string()),
+            ErrorKind::IOError(io) => match io.get_ref().and_then(|inner| inner.downcast_ref()) {
+                Some(fault) => Self::clone(fault),
+                None => Self::Connection(io.to_string()),
+            },
             ErrorKind::MissingHeartbeatError => {
                 Self::Connection("no heartbeat from the broker".to_owned())
             }

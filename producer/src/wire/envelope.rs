@@ -32,8 +32,9 @@ mod name {
     pub(super) const OWNER: &str = "forebay-owner";
     pub(super) const REASON: &str = "forebay-reason";
     pub(super) const DEAD_AT: &str = "forebay-dead-at";
+    pub(super) const SIGNATURE: &str = "forebay-signature";
 
-    pub(super) const ALL: [&str; 13] = [
+    pub(super) const ALL: [&str; 14] = [
         ATTEMPT,
         CRASHES,
         GRACES,
@@ -47,6 +48,7 @@ mod name {
         OWNER,
         REASON,
         DEAD_AT,
+        SIGNATURE,
     ];
 }
 
@@ -86,6 +88,8 @@ pub struct Envelope {
     pub idempotency_key: Option<String>,
     /// Whose job it is, as stamped by the realtime gateway.
     pub owner: Option<String>,
+    /// Who made it, by [`Envelope::sign`]: `v1;KEY;HEX`.
+    pub signature: Option<String>,
     /// The `correlation_id` property.
     pub correlation_id: Option<String>,
     /// Where the caller waits for an answer; the `reply_to` property.
@@ -181,6 +185,7 @@ impl Envelope {
             published_at_ms: None,
             idempotency_key: None,
             owner: None,
+            signature: None,
             correlation_id: None,
             reply_to: None,
             app_id: None,
@@ -235,6 +240,7 @@ impl Envelope {
         self.published_at_ms = number(name::PUBLISHED_AT);
         self.idempotency_key = word(name::KEY);
         self.owner = word(name::OWNER);
+        self.signature = word(name::SIGNATURE);
         if let Some(queue) = word(name::QUEUE).filter(|name| check_queue_name(name).is_ok()) {
             self.queue = queue;
         }
@@ -321,7 +327,11 @@ impl Envelope {
                 put(name, number(at));
             }
         }
-        for (name, word) in [(name::KEY, &self.idempotency_key), (name::OWNER, &self.owner)] {
+        for (name, word) in [
+            (name::KEY, &self.idempotency_key),
+            (name::OWNER, &self.owner),
+            (name::SIGNATURE, &self.signature),
+        ] {
             if let Some(word) = word {
                 put(name, text(word));
             }
@@ -413,8 +423,15 @@ impl Envelope {
 
     /// Whether headers of any length may be on it; all others are small.
     pub(crate) fn has_open_headers(&self) -> bool {
-        let words = self.idempotency_key.is_some() || self.owner.is_some();
-        words || !self.failures.is_empty() || !self.foreign.inner().is_empty()
+        let words = [&self.idempotency_key, &self.owner, &self.signature];
+        words.iter().any(|word| word.is_some())
+            || !self.failures.is_empty()
+            || !self.foreign.inner().is_empty()
+    }
+
+    /// Headers that are not ours.
+    pub(super) fn foreign(&self) -> &FieldTable {
+        &self.foreign
     }
 
     /// Whether the job's time has passed at `now_ms`.

@@ -13,4 +13,5 @@ mod other_languages;
 mod publishing;
 mod supervision;
 mod support;
+mod tls;
 mod topology;
