@@ -123,7 +123,11 @@ pub(super) async fn greeting(
     if uri.scheme == AMQPScheme::AMQPS {
         stream = match time::timeout(wait, tls::secure(stream, uri, access)).await {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return unheard(Step::Tls, error.to_string()),
+            Ok(Err(Fault::Setup(words))) => return unheard(Step::Tls, words),
+            Ok(Err(error)) => {
+                let words = format!("{error}; look at the broker's log");
+                return unheard(Step::Tls, words);
+            }
             Err(_) => return late(Step::Tls),
         };
     }
