@@ -11,7 +11,9 @@ mod foreign;
 mod idempotency;
 mod invariants;
 mod places;
+mod roles;
 mod settlement;
+mod signatures;
 mod status;
 #[cfg(all(feature = "redis", feature = "postgres"))]
 mod stores;
