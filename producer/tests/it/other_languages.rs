@@ -16,9 +16,10 @@ const WIRE: &str = include_str!("../../../docs/wire.md");
 
 #[tokio::test]
 async fn what_pika_publishes_is_understood() {
-    let (namespace, jobs) =
-        understood(python(), "/tests/pika/publish.py", "from-python", |n| format!("{{\"n\": {n}}}"))
-            .await;
+    let (namespace, jobs) = understood(python(), "/tests/pika/publish.py", "from-python", |n| {
+        format!("{{\"n\": {n}}}")
+    })
+    .await;
     let keys = SigningKeys::parse("test=0123456789abcdef0123456789abcdef").unwrap();
     assert_eq!(jobs[0].verify(&keys, &namespace), Ok(()));
 }
