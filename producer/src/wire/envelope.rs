@@ -16,6 +16,9 @@ use super::headers;
 use super::topology::check_queue_name;
 use super::trace::{TRACEPARENT, TRACESTATE, TraceContext};
 
+/// The first thing that is signed of a job, so that no other use of the key makes the same
+/// signature.
+pub(super) const SIGNED_AS: &str = "forebay-job-v1";
 pub(crate) const JSON: &str = "application/json";
 
 mod name {

@@ -8,14 +8,12 @@ use hmac::{Hmac, Mac};
 use lapin::types::AMQPValue;
 use sha2::Sha256;
 
-use super::envelope::Envelope;
+use super::envelope::{Envelope, SIGNED_AS};
 use super::failure::Reason;
 use super::headers;
 use super::trace::{TRACEPARENT, TRACESTATE};
 
 const VERSION: &str = "v1";
-/// The first thing that is signed, so that no other use of the key makes the same signature.
-const DOMAIN: &str = "forebay-job-v1";
 /// Shorter secrets can be guessed (RFC 2104, section 3: no shorter than the hash).
 const SHORTEST: usize = 32;
 
@@ -225,7 +223,7 @@ impl Envelope {
             None => mac.update(b"-:"),
         };
         for part in [
-            Some(DOMAIN),
+            Some(SIGNED_AS),
             Some(namespace),
             Some(&self.queue),
             self.kind.as_deref(),
@@ -255,7 +253,7 @@ impl Envelope {
     fn own_headers(&self) -> impl Iterator<Item = (&str, &AMQPValue)> {
         let all = self.foreign().inner().iter().map(|(name, value)| (name.as_str(), value));
         all.filter(|(name, _)| {
-            !name.starts_with("forebay-") && *name != TRACEPARENT && *name != TRACESTATE
+            !headers::is_ours(name) && *name != TRACEPARENT && *name != TRACESTATE
         })
     }
 
