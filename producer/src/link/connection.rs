@@ -283,8 +283,14 @@ impl Supervisor {
     /// start: a second that brings no answer gets company.
     async fn connect_to(&self, uri: &mut AMQPUri) -> Result<Connection, Fault> {
         let access = Arc::new(self.config.access.clone());
-        if let Some(password) = access.password().map_err(Fault::Setup)? {
-            uri.authority.userinfo.password = password;
+        if access.password.is_some() {
+            let reading = Arc::clone(&access);
+            // A disk that hangs must not hold up the heartbeats of other connections.
+            let read = io::handle().spawn_blocking(move || reading.password()).await;
+            let read = read.unwrap_or_else(|error| Err(error.to_string()));
+            if let Some(password) = read.map_err(Fault::Setup)? {
+                uri.authority.userinfo.password = password;
+            }
         }
         let uri = &*uri;
         let connect = || {
