@@ -57,12 +57,8 @@ pub(super) async fn look(
         return None;
     };
     if let Some(own) = own_certificate(&session.config) {
-        findings.push(expiry(
-            "broker.certificate",
-            format!("our certificate `{}`", own.subject),
-            &own,
-            now_ms(),
-        ));
+        let what = format!("our certificate `{}`", own.subject);
+        findings.push(expiry("broker.certificate", &what, &own, now_ms()));
     }
     match examiner.link().connected(Instant::now() + session.timeout).await {
         Ok((connection, _)) => {
@@ -124,11 +120,11 @@ fn tls(host: &str, encryption: &Encryption, now_ms: u64) -> Finding {
     let Encryption { version, suite, certificate, .. } = encryption;
     let what =
         format!("{host} has {version} with {suite}; its certificate `{}`", certificate.subject);
-    expiry("broker.tls", what, certificate, now_ms)
+    expiry("broker.tls", &what, certificate, now_ms)
 }
 
 /// A certificate that ends soon ends at night.
-fn expiry(id: &'static str, what: String, certificate: &Certificate, now_ms: u64) -> Finding {
+fn expiry(id: &'static str, what: &str, certificate: &Certificate, now_ms: u64) -> Finding {
     let days = certificate.not_after_ms.saturating_sub(now_ms) / 86_400_000;
     match days {
         _ if certificate.not_after_ms == 0 => {
@@ -220,7 +216,7 @@ mod tests {
         let level = |days: u64| {
             let mut certificate = Certificate::default();
             certificate.not_after_ms = days * DAY;
-            expiry("broker.tls", String::new(), &certificate, 20_000 * DAY).level
+            expiry("broker.tls", "", &certificate, 20_000 * DAY).level
         };
         assert_eq!(level(20_014), Level::Warning);
         assert_eq!(level(20_015), Level::Ok);
