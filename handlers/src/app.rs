@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use forebay_worker::{
-    BuildError, Config, ConfigError, Declare, HandlerOptions, Worker, WorkerBuilder,
+    BuildError, Config, ConfigError, Declare, HandlerOptions, SigningKeys, Worker, WorkerBuilder,
 };
 
 use crate::manifest::fault::suggestion;
@@ -146,10 +146,18 @@ fn assemble<S: Send + Sync + 'static>(
     if let Some(idle) = settings.exit_after {
         builder = builder.exit_after(idle);
     }
+    let mut faults = Vec::new();
+    if settings.require_signatures == Some(true) {
+        match keys() {
+            Ok(keys) => builder = builder.require_signatures(keys),
+            Err((what, remedy)) => faults.push(fault(manifest, None, what, remedy)),
+        }
+    }
     for (name, queue) in &manifest.queues {
         builder = builder.queue(name.clone(), queue.options());
     }
-    let (servers, mut faults) = Servers::prepare(manifest);
+    let (servers, more) = Servers::prepare(manifest);
+    faults.extend(more);
     if let Some(settings) = &manifest.idempotency {
         match claims::prepare(settings) {
             Ok(rules) => builder = builder.idempotency(rules),
@@ -173,13 +181,25 @@ fn assemble<S: Send + Sync + 'static>(
     if faults.is_empty() { Ok((builder, servers.all)) } else { Err(Faults(faults)) }
 }
 
+/// The keys of signed jobs, for a worker that runs no others.
+fn keys() -> Result<SigningKeys, (String, &'static str)> {
+    let remedy = "set FOREBAY_SIGNING_KEYS_FILE to a file with a line NAME=SECRET for each key, or \
+                  FOREBAY_SIGNING_KEYS to the same, separated by commas";
+    match SigningKeys::from_env() {
+        Ok(Some(keys)) => Ok(keys),
+        Ok(None) => Err(("only signed jobs are to be run, and there is no key".to_owned(), remedy)),
+        Err(error) => Err((error.to_string(), remedy)),
+    }
+}
+
 /// Where the worker of this manifest answers health checks, if it says so; whatever else is wrong
 /// with it, or if there is none.
 pub fn listen(file: impl AsRef<Path>) -> Option<Listen> {
     Manifest::survey(file.as_ref()).0.worker.listen
 }
 
-/// The connection's settings: overrides, then `[broker]`, then the defaults.
+/// The connection's settings: overrides, then `[broker]`, then the defaults. Of the files that lead
+/// to secrets, the environment's come before the manifest's.
 ///
 /// # Errors
 /// [`ConfigError`] when one of them cannot be used.
@@ -201,7 +221,16 @@ pub fn config(broker: &Broker, overrides: &Overrides) -> Result<Config, ConfigEr
     if let Some(limit) = broker.payload_limit {
         config = config.payload_limit(limit);
     }
-    Ok(config)
+    if let Some(file) = &broker.password_file {
+        config = config.password_file(file);
+    }
+    if let Some(file) = &broker.ca_file {
+        config = config.ca_file(file);
+    }
+    if let Some((cert, key)) = &broker.client_certificate {
+        config = config.client_certificate(cert, key);
+    }
+    config.secrets_from_env()
 }
 
 fn options(function: &Function, manifest: &Manifest) -> HandlerOptions {

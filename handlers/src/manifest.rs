@@ -11,6 +11,10 @@
 //! [broker]                        # flags > AMQP_URL and FOREBAY_* > this section
 //! url = "amqp://127.0.0.1/%2f"    # several hosts: "amqp://a,b:5673/vhost". Keep passwords out of
 //!                                 # this file: AMQP_URL comes before it
+//! password_file = "amqp-password" # its one line comes before the URL's password
+//! ca_file = "issuers.pem"         # with amqps://: whom to trust; default: whom the machine trusts
+//! cert_file = "worker.pem"        # our certificate with its chain, for brokers that want one,
+//! key_file = "worker.key"         # and its key
 //! namespace = "forebay"           # first part of every name on the broker: a-z, 0-9, -
 //! declare = "auto"                # "never": others create the queues (forebay topology apply)
 //! strict_topology = false         # true: refuse queues that exist with other arguments
@@ -21,6 +25,8 @@
 //! grace = "25s"                   # how long running jobs may still take after SIGTERM
 //! consumer_timeout = "30m"        # what the broker is set to; timeouts are checked against it
 //! exit_after = "5m"               # end when a queue was not consumed for so long; default: never
+//! require_signatures = false      # true: run jobs only that are signed with a key in
+//!                                 # FOREBAY_SIGNING_KEYS or FOREBAY_SIGNING_KEYS_FILE
 //! listen = "127.0.0.1:9464"       # health checks, metrics; or "off". See docs/operation.md
 //!
 //! [idempotency]                   # each job once for its key: docs/idempotency.md
@@ -143,6 +149,12 @@ pub struct Broker {
     pub strict_topology: Option<bool>,
     /// The largest payload that is published again by a retry, in bytes.
     pub payload_limit: Option<usize>,
+    /// The file with the password.
+    pub password_file: Option<PathBuf>,
+    /// The file with the issuers to trust.
+    pub ca_file: Option<PathBuf>,
+    /// The files with our certificate and its key.
+    pub client_certificate: Option<(PathBuf, PathBuf)>,
 }
 
 /// `[worker]`.
@@ -157,6 +169,8 @@ pub struct WorkerSettings {
     pub consumer_timeout: Option<Duration>,
     /// It ends when a queue was not consumed for so long.
     pub exit_after: Option<Duration>,
+    /// Whether only signed jobs are run.
+    pub require_signatures: Option<bool>,
     /// Where `forebay-run` answers health checks and scrapes.
     pub listen: Option<Listen>,
 }
@@ -232,6 +246,9 @@ impl fmt::Debug for Broker {
             .field("declare", &self.declare)
             .field("strict_topology", &self.strict_topology)
             .field("payload_limit", &self.payload_limit)
+            .field("password_file", &self.password_file)
+            .field("ca_file", &self.ca_file)
+            .field("client_certificate", &self.client_certificate)
             .finish()
     }
 }
@@ -271,7 +288,10 @@ fn read(text: &str, file: &Path) -> (Manifest, Vec<Fault>) {
     let mut root = Section::new(&report, "", 0..0, document.get_ref());
     let mut manifest = Manifest {
         file: file.to_owned(),
-        broker: root.table("broker").map(read_broker).unwrap_or_default(),
+        broker: root
+            .table("broker")
+            .map(|section| read_broker(section, folder))
+            .unwrap_or_default(),
         worker: root.table("worker").map(read_worker).unwrap_or_default(),
         idempotency: root.table("idempotency").and_then(idempotency::read),
         ..Manifest::default()
@@ -310,7 +330,8 @@ fn report_syntax(report: &Report<'_>, errors: &[toml::de::Error], text: &str) {
 
 const AMQP: &str = "write it as amqp://user:password@host:5672/vhost, with / in the vhost as %2f";
 
-fn read_broker(mut section: Section<'_, '_>) -> Broker {
+fn read_broker(mut section: Section<'_, '_>, folder: &Path) -> Broker {
+    let client_certificate = read_certificate(&mut section, folder);
     let broker = Broker {
         url: section.get("url", |value| {
             let url = units::text(value)?;
@@ -334,9 +355,28 @@ fn read_broker(mut section: Section<'_, '_>) -> Broker {
         }),
         strict_topology: section.get("strict_topology", units::flag),
         payload_limit: section.get("payload_limit", units::size),
+        password_file: section.get("password_file", |value| path(value, folder)),
+        ca_file: section.get("ca_file", |value| path(value, folder)),
+        client_certificate,
     };
     section.finish();
     broker
+}
+
+fn read_certificate(section: &mut Section<'_, '_>, folder: &Path) -> Option<(PathBuf, PathBuf)> {
+    if section.has("cert_file") != section.has("key_file") {
+        section.fault(
+            format!("{} has only one of `cert_file` and `key_file`", section.name),
+            "add the other one",
+        );
+    }
+    let cert = section.get("cert_file", |value| path(value, folder));
+    let key = section.get("key_file", |value| path(value, folder));
+    cert.zip(key)
+}
+
+fn path(value: &DeValue<'_>, folder: &Path) -> Read<PathBuf> {
+    Ok(folder.join(units::text(value)?))
 }
 
 fn read_worker(mut section: Section<'_, '_>) -> WorkerSettings {
@@ -345,6 +385,7 @@ fn read_worker(mut section: Section<'_, '_>) -> WorkerSettings {
         grace: section.get("grace", units::duration),
         consumer_timeout: section.get("consumer_timeout", units::duration),
         exit_after: section.get("exit_after", units::duration),
+        require_signatures: section.get("require_signatures", units::flag),
         listen: section.get("listen", |value| {
             let refused = |error: InvalidListen| wrong(error.to_string(), InvalidListen::REMEDY);
             units::text(value)?.parse().map_err(refused)

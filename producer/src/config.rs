@@ -5,12 +5,16 @@ mod hosts;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use lapin::uri::{AMQPScheme, AMQPUri};
+use lapin::uri::{AMQPScheme, AMQPUri, SASLMechanism};
 use tokio::time::Instant;
 
 pub(crate) use self::hosts::address;
+use crate::access::Access;
+use crate::wire::signature::{InvalidKeys, SigningKeys};
 use crate::wire::topology::{InvalidName, QueueType, Topology};
 
 const DEFAULT_URL: &str = "amqp://guest:guest@127.0.0.1:5672/%2f";
@@ -32,6 +36,8 @@ const DEFAULT_URL: &str = "amqp://guest:guest@127.0.0.1:5672/%2f";
 #[derive(Clone)]
 pub struct Config {
     pub(crate) hosts: Vec<AMQPUri>,
+    pub(crate) access: Access,
+    pub(crate) signing_keys: Option<Arc<SigningKeys>>,
     pub(crate) topology: Topology,
     pub(crate) name: String,
     pub(crate) declare: Declare,
@@ -77,6 +83,14 @@ pub enum ConfigError {
         /// What may stand there.
         allowed: &'static str,
     },
+    /// The keys of signed jobs cannot be used. No secret is repeated.
+    #[error("the keys of signed jobs in {place} cannot be used: {why}")]
+    Keys {
+        /// The variable, or the file that it names.
+        place: String,
+        /// What is wrong with them.
+        why: String,
+    },
     /// The namespace is not allowed.
     #[error(transparent)]
     Name(#[from] InvalidName),
@@ -88,8 +102,11 @@ impl Config {
     /// another. They are tried in random order, those that failed within the last minute last; one
     /// that refuses is followed by the next at once, one that is silent after a second.
     ///
-    /// Without a vhost, or with an empty one, it is `/`. `heartbeat` (seconds, default 10) and
-    /// `connection_timeout` (milliseconds, default 10,000) may be set in the query.
+    /// With `amqps://` connections are encrypted, and the host must prove its name by a certificate.
+    ///
+    /// Without a vhost, or with an empty one, it is `/`. `heartbeat` (seconds, default 10),
+    /// `connection_timeout` (milliseconds, default 10,000) and `auth_mechanism` (`external`: the
+    /// user is the one that our certificate names) may be set in the query.
     ///
     /// # Errors
     /// [`ConfigError::Url`] with what is wrong.
@@ -103,6 +120,8 @@ impl Config {
         hosts::check(&hosts).map_err(bad)?;
         Ok(Self {
             hosts,
+            access: Access::default(),
+            signing_keys: None,
             topology: Topology::new("forebay")?,
             name: format!("forebay {}", program()),
             declare: Declare::Auto,
@@ -115,19 +134,48 @@ impl Config {
     }
 
     /// Reads `AMQP_URL` (default `amqp://guest:guest@127.0.0.1:5672/%2f`), `FOREBAY_NAMESPACE`
-    /// (default `forebay`), `FOREBAY_DECLARE` (`auto` or `never`) and `FOREBAY_STRICT_TOPOLOGY`
-    /// (`true` or `false`). An empty variable counts as none.
+    /// (default `forebay`), `FOREBAY_DECLARE` (`auto` or `never`), `FOREBAY_STRICT_TOPOLOGY`
+    /// (`true` or `false`), and what [`Config::secrets_from_env`] does. An empty variable counts as
+    /// none.
     ///
     /// # Errors
     /// [`ConfigError`] naming the variable.
     pub fn from_env() -> Result<Self, ConfigError> {
-        // Compose files set variables that they have no value for to nothing.
-        Self::from_lookup(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+        Self::from_lookup(stated)
+    }
+
+    /// Reads the variables that lead to secrets: `AMQP_PASSWORD_FILE`, `AMQP_CA_FILE`,
+    /// `AMQP_CERT_FILE`, `AMQP_KEY_FILE`, and `FOREBAY_SIGNING_KEYS` or `FOREBAY_SIGNING_KEYS_FILE`.
+    /// Each that is set comes before what was set here. For those who take the URL from elsewhere;
+    /// [`Config::from_env`] does it as well.
+    ///
+    /// # Errors
+    /// [`ConfigError::Keys`]. The other files are read at each connect.
+    pub fn secrets_from_env(self) -> Result<Self, ConfigError> {
+        self.secrets_from(stated)
+    }
+
+    fn secrets_from(mut self, look: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        let files = [
+            ("AMQP_PASSWORD_FILE", &mut self.access.password),
+            ("AMQP_CA_FILE", &mut self.access.ca),
+            ("AMQP_CERT_FILE", &mut self.access.cert),
+            ("AMQP_KEY_FILE", &mut self.access.key),
+        ];
+        for (name, file) in files {
+            if let Some(path) = look(name) {
+                *file = Some(path.into());
+            }
+        }
+        if let Some(keys) = keys_from(look)? {
+            self.signing_keys = Some(Arc::new(keys));
+        }
+        Ok(self)
     }
 
     fn from_lookup(look: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let url = look("AMQP_URL").unwrap_or_else(|| DEFAULT_URL.to_owned());
-        let mut config = Self::new(&url)?;
+        let mut config = Self::new(&url)?.secrets_from(&look)?;
         if let Some(namespace) = look("FOREBAY_NAMESPACE") {
             config = config.namespace(&namespace)?;
         }
@@ -153,6 +201,45 @@ impl Config {
     pub fn namespace(mut self, namespace: &str) -> Result<Self, ConfigError> {
         self.topology = Topology::new(namespace)?;
         Ok(self)
+    }
+
+    /// Takes the password from this file, in place of the URL's. A last line break is not part of
+    /// it. It is read at each connect, so a new password needs no restart. Default: none.
+    #[must_use]
+    pub fn password_file(mut self, file: impl Into<PathBuf>) -> Self {
+        self.access.password = Some(file.into());
+        self
+    }
+
+    /// Trusts brokers whose certificate comes from an issuer in this file (PEM, one certificate or
+    /// several), and no others. Default: the issuers that this machine trusts.
+    ///
+    /// The three files of TLS are read at each connect, so renewed ones need no restart. They are
+    /// refused together with `amqp://`.
+    #[must_use]
+    pub fn ca_file(mut self, file: impl Into<PathBuf>) -> Self {
+        self.access.ca = Some(file.into());
+        self
+    }
+
+    /// Shows the broker a certificate of ours: a file with it and its chain, its own one first, and
+    /// one with its key without a passphrase, both PEM. Default: none.
+    #[must_use]
+    pub fn client_certificate(
+        mut self,
+        cert_file: impl Into<PathBuf>,
+        key_file: impl Into<PathBuf>,
+    ) -> Self {
+        (self.access.cert, self.access.key) = (Some(cert_file.into()), Some(key_file.into()));
+        self
+    }
+
+    /// Signs every job that is published, with the first of these keys. Default: none is signed.
+    /// A job that a worker sends on, to be retried for example, stays as it was signed or not.
+    #[must_use]
+    pub fn signing_keys(mut self, keys: SigningKeys) -> Self {
+        self.signing_keys = Some(Arc::new(keys));
+        self
     }
 
     /// Sets the name that the management page shows for our connections.
@@ -240,7 +327,15 @@ impl Config {
 
     /// The user that logs in.
     pub fn user(&self) -> &str {
+        if self.logs_in_by_certificate() {
+            return "(by certificate)";
+        }
         &self.hosts[0].authority.userinfo.username
+    }
+
+    /// Whether the broker takes the user from our certificate: `auth_mechanism=external`.
+    pub fn logs_in_by_certificate(&self) -> bool {
+        self.hosts[0].query.auth_mechanism == Some(SASLMechanism::External)
     }
 
     /// The virtual host.
@@ -264,6 +359,8 @@ impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Config")
             .field("broker", &self.broker())
+            .field("access", &self.access)
+            .field("signing_keys", &self.signing_keys)
             .field("namespace", &self.topology.namespace())
             .field("name", &self.name)
             .field("declare", &self.declare)
@@ -272,6 +369,43 @@ impl fmt::Debug for Config {
             .field("payload_limit", &self.payload_limit)
             .finish_non_exhaustive()
     }
+}
+
+impl SigningKeys {
+    /// Reads the keys in `FOREBAY_SIGNING_KEYS`, or in the file that `FOREBAY_SIGNING_KEYS_FILE`
+    /// names; `None` if neither is set.
+    ///
+    /// # Errors
+    /// [`ConfigError::Keys`].
+    pub fn from_env() -> Result<Option<Self>, ConfigError> {
+        keys_from(stated)
+    }
+}
+
+/// A variable of the environment. Compose files set those that they have no value for to nothing.
+fn stated(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+fn keys_from(look: impl Fn(&str) -> Option<String>) -> Result<Option<SigningKeys>, ConfigError> {
+    let (here, file) = ("FOREBAY_SIGNING_KEYS", "FOREBAY_SIGNING_KEYS_FILE");
+    let unusable = |place: String| move |why: String| ConfigError::Keys { place, why };
+    let (place, text) = match (look(here), look(file)) {
+        (None, None) => return Ok(None),
+        (Some(text), None) => (here.to_owned(), text),
+        (None, Some(path)) => {
+            let place = format!("{file}={path}");
+            let text = std::fs::read_to_string(&path)
+                .map_err(|error| unusable(place.clone())(error.to_string()))?;
+            (place, text)
+        }
+        (Some(_), Some(_)) => {
+            let why = format!("{file} is set too; set one of them");
+            return Err(unusable(here.to_owned())(why));
+        }
+    };
+    let keys = SigningKeys::parse(&text);
+    keys.map(Some).map_err(|error: InvalidKeys| unusable(place)(error.to_string()))
 }
 
 fn variable(variable: &'static str, value: String, allowed: &'static str) -> ConfigError {

@@ -53,6 +53,14 @@ pub enum ConnectError {
         /// The broker's words.
         because: String,
     },
+    /// Settings, their files or a certificate make it impossible; waiting does not mend it.
+    #[error("cannot connect to {broker}: {because}")]
+    Setup {
+        /// Hosts and ports.
+        broker: String,
+        /// What is wrong, and what mends it.
+        because: String,
+    },
     /// The connection was closed from our side.
     #[error("the connection was closed by this process")]
     Closed,

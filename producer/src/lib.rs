@@ -3,6 +3,7 @@
 //! A [`Producer`] publishes [`Job`]s with confirms, through restarts of the broker; delays and
 //! schedules need no plugin. The worker half is the crate `forebay-worker`.
 
+mod access;
 mod call;
 mod config;
 mod error;
@@ -32,5 +33,6 @@ pub use wire::delay::{Delay, DelayTooLong};
 pub use wire::envelope::{BrokerMarks, DeadMark, Envelope};
 pub use wire::failure::{Failure, Reason};
 pub use wire::job::Job;
+pub use wire::signature::{BadSignature, InvalidKeys, SigningKeys};
 pub use wire::topology::{InvalidName, QueueType, Topology, check_kind, check_queue_name};
 pub use wire::trace::{InvalidTraceparent, TraceContext};

@@ -14,6 +14,7 @@ pub mod mend;
 pub mod publisher;
 pub mod remove;
 pub(crate) mod sieve;
+mod tls;
 pub mod transition;
 pub(crate) mod window;
 

@@ -169,6 +169,10 @@ impl Producer {
             options.into_envelope(kind, payload.into(), SystemTime::now())?;
         check_headers(&envelope, HEADER_LIMIT)?;
         let destination = delay.map_or(Destination::Queue, Destination::Later);
+        if let Some(keys) = &self.config.signing_keys {
+            let signed = envelope.sign(keys, self.topology().namespace());
+            signed.expect("headers of our own are texts, which are all covered");
+        }
         self.send_traced(&mut envelope, destination, deadline).await?;
         let delay = delay.map(Delay::duration);
         Ok(Receipt { id: envelope.id, queue: envelope.queue, delay })

@@ -15,6 +15,7 @@
 //! Without `AMQP_URL` the first test starts one container, which all tests and later runs share;
 //! `docker rm -f $(docker ps -aq --filter label=forebay.test)` removes it.
 
+mod authority;
 mod cluster;
 mod container;
 mod frames;
@@ -32,8 +33,9 @@ use lapin::options::{ExchangeDeleteOptions, QueueDeleteOptions};
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
+pub use self::authority::{Authority, Issued};
 pub use self::cluster::{Cluster, cluster};
-pub use self::container::{OwnBroker, broker_of_its_own};
+pub use self::container::{OwnBroker, broker_of_its_own, broker_of_its_own_with};
 pub use self::frames::{Frame, Meddle};
 pub use self::fuzz::fuzz;
 pub use self::postgres::{Postgres, postgres, postgres_of_its_own};

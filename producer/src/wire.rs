@@ -5,5 +5,6 @@ pub mod envelope;
 pub mod failure;
 mod headers;
 pub mod job;
+pub mod signature;
 pub mod topology;
 pub mod trace;

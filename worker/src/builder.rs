@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use forebay_producer::{Job, QueueType, check_kind, check_queue_name};
+use forebay_producer::{Job, QueueType, SigningKeys, check_kind, check_queue_name};
 use futures_util::FutureExt;
 use serde::Serialize;
 
@@ -126,6 +126,7 @@ pub struct WorkerBuilder<S> {
     queues: BTreeMap<String, QueueOptions>,
     middleware: Vec<Middleware<S>>,
     idempotency: Option<Idempotency>,
+    signing_keys: Option<SigningKeys>,
     registry: Registry<S>,
     grace: Duration,
     consumer_timeout: Duration,
@@ -141,6 +142,7 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
             queues: BTreeMap::new(),
             middleware: Vec::new(),
             idempotency: None,
+            signing_keys: None,
             registry: Registry::new(),
             grace: Duration::from_secs(25),
             consumer_timeout: Duration::from_secs(30 * 60),
@@ -179,6 +181,19 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
     /// with [`HandlerOptions::idempotent`]`(false)`. Default: none, jobs run at least once.
     pub fn idempotency(mut self, rules: Idempotency) -> Self {
         self.idempotency = Some(rules);
+        self
+    }
+
+    /// Runs only jobs that are signed with one of these keys; every other is a dead letter at once,
+    /// with reason `unsigned`, `unknown_key` or `altered`. Publishers sign with
+    /// [`Config::signing_keys`](crate::Config::signing_keys); so does this worker what its handlers
+    /// publish, if its own configuration has keys. Default: any job is run.
+    ///
+    /// Nobody without a key can make a job, or change one: payload, kind, queue, id, expiry, keys
+    /// and headers are covered. The payload is not encrypted. A job that was signed once can be
+    /// published again as it is; [`Idempotency`] by id runs it once all the same.
+    pub fn require_signatures(mut self, keys: SigningKeys) -> Self {
+        self.signing_keys = Some(keys);
         self
     }
 
@@ -288,6 +303,7 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
             registry: self.registry,
             middleware: self.middleware.into(),
             idempotency: self.idempotency,
+            signing_keys: self.signing_keys,
             name: self.name.unwrap_or_else(host_and_pid),
         };
         Ok(Worker {

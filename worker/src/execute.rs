@@ -6,8 +6,8 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use forebay_producer::Envelope;
 use forebay_producer::link::after;
+use forebay_producer::{BadSignature, Envelope, SigningKeys};
 use futures_util::FutureExt;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time;
@@ -27,6 +27,8 @@ pub(crate) struct App<S> {
     pub(crate) registry: Registry<S>,
     pub(crate) middleware: Arc<[Middleware<S>]>,
     pub(crate) idempotency: Option<Idempotency>,
+    /// Only jobs signed with one of these are run.
+    pub(crate) signing_keys: Option<SigningKeys>,
     /// `host/pid`, as it is recorded on failures.
     pub(crate) name: String,
 }
@@ -46,6 +48,8 @@ pub(crate) enum Outcome {
     TimedOut(Duration),
     /// The handler panicked.
     Panicked(String),
+    /// Not signed as this worker wants it.
+    Forged(BadSignature),
     /// Its time had passed before it could run.
     Expired,
     /// We are ending, or the broker has taken the job back: no verdict on the job.
@@ -82,7 +86,7 @@ impl<S: Send + Sync + 'static> App<S> {
         let timeout = handler.as_ref().map_or(Duration::ZERO, |handler| handler.options.timeout);
         let namespace = producers.namespace();
         // Before the clock of the handler's timeout starts.
-        let admitted = match self.prepare(handler.as_deref(), &envelope, now_ms) {
+        let admitted = match self.prepare(handler.as_deref(), namespace, &envelope, now_ms) {
             Ok(ready) => {
                 match self.enter(handler.as_deref(), namespace, &envelope, cancelled).await {
                     Ok(guard) => Ok((ready, guard)),
@@ -129,9 +133,14 @@ impl<S: Send + Sync + 'static> App<S> {
     fn prepare(
         &self,
         handler: Option<&Handler<S>>,
+        namespace: &str,
         envelope: &Envelope,
         now_ms: u64,
     ) -> Result<Ready<S>, Outcome> {
+        // Before anything looks at the payload.
+        if let Some(keys) = &self.signing_keys {
+            envelope.verify(keys, namespace).map_err(Outcome::Forged)?;
+        }
         if envelope.expired(now_ms) {
             return Err(Outcome::Expired);
         }

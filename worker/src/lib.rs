@@ -35,8 +35,8 @@ pub use builder::{QueueOptions, WorkerBuilder};
 pub use context::Context;
 pub use error::{BuildError, JobError, JobResult, RunError};
 pub use forebay_producer::{
-    CallError, Config, ConfigError, ConnectError, Declare, Envelope, Failure, Job, Producer,
-    PublishError, PublishOptions, QueueType, Reason, Receipt, TraceContext,
+    CallError, Config, ConfigError, ConnectError, Declare, Envelope, Failure, InvalidKeys, Job,
+    Producer, PublishError, PublishOptions, QueueType, Reason, Receipt, SigningKeys, TraceContext,
 };
 pub use handler::{HandlerOptions, Output, without_value};
 pub use idempotency::Idempotency;

@@ -28,8 +28,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use forebay_producer::link::after;
 pub use forebay_producer::testing::{
-    Broker, Cluster, Frame, Meddle, OwnBroker, Postgres, Proxy, Redis, broker, broker_of_its_own,
-    cluster, postgres, postgres_of_its_own, redis, redis_of_its_own,
+    Authority, Broker, Cluster, Frame, Issued, Meddle, OwnBroker, Postgres, Proxy, Redis, broker,
+    broker_of_its_own, cluster, postgres, postgres_of_its_own, redis, redis_of_its_own,
 };
 use forebay_producer::wire::envelope::now_ms;
 use forebay_producer::{Config, Delay, Envelope, Job};

@@ -81,6 +81,7 @@ pub(crate) fn decide(outcome: Outcome, job: &Envelope, facts: &Facts<'_>) -> Ver
         Outcome::Panicked(message) => retry(Reason::Panic, message, None, job, facts),
         Outcome::Undecodable(message) => dead(Reason::Undecodable, message, job, facts),
         Outcome::Unknown(message) => unknown(message, job, facts),
+        Outcome::Forged(why) => dead(why.reason(), why.to_string(), job, facts),
         Outcome::Expired => {
             dead(Reason::Expired, "its time had passed before it could run".into(), job, facts)
         }

@@ -14,6 +14,7 @@ mod logs;
 mod operation;
 #[cfg(feature = "otel")]
 mod otel;
+mod secrets;
 mod serve;
 mod shutdown;
 #[cfg(feature = "email")]

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use async_rs::TokioRuntime;
 use futures_util::StreamExt;
-use lapin::tcp::{AMQPUriTcpExt, AsyncTcpStream};
+use lapin::tcp::AsyncTcpStream;
 use lapin::uri::AMQPUri;
-use lapin::{Channel, Connection, ConnectionProperties, Event as AmqpEvent};
+use lapin::{Channel, Connection, ConnectionProperties, ErrorKind, Event as AmqpEvent};
 use tokio::sync::watch;
 use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
@@ -17,13 +17,18 @@ use tracing::{debug, info, warn};
 
 use super::dial::Dialer;
 use super::fault::Fault;
+use super::greeting;
 use super::io;
 use super::sieve::{Sieve, Sifting};
+use super::tls;
 use super::transition::{Action, Event, Phase, State};
+use crate::access::Access;
 use crate::config::Config;
 use crate::error::ConnectError;
 use crate::telemetry::ConnectionMeter;
 
+/// How long a host is listened to that does not speak AMQP with us.
+const LISTEN: Duration = Duration::from_secs(2);
 const CHANNEL_DEADLINE: Duration = Duration::from_secs(10);
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -194,9 +199,50 @@ impl Drop for Shared {
     }
 }
 
-/// A socket to one host, with a sieve in it: inside of TLS, where the frames are.
-async fn dial(uri: &AMQPUri, runtime: &TokioRuntime) -> lapin::Result<AsyncTcpStream<Sieve>> {
-    Ok(AsyncTcpStream::Plain(Sieve::new(uri.connect_async(runtime).await?)))
+/// One try at one host. The sieve stands inside of TLS, where the frames are.
+async fn open(
+    mut uri: AMQPUri,
+    name: &str,
+    access: Arc<Access>,
+) -> Result<Arc<Connection>, Fault> {
+    if access.password.is_some() {
+        let reading = Arc::clone(&access);
+        // A disk that hangs must not hold up the heartbeats of other connections.
+        let read = io::handle().spawn_blocking(move || reading.password()).await;
+        let read = read.unwrap_or_else(|error| Err(error.to_string()));
+        if let Some(password) = read.map_err(Fault::Setup)? {
+            uri.authority.userinfo.password = password;
+        }
+    }
+    let properties = ConnectionProperties::default().with_connection_name(name.into());
+    let runtime = TokioRuntime::tokio_with_handle(io::handle().clone());
+    let sifting = Sifting(runtime.clone()).into();
+    let files = Arc::clone(&access);
+    let socket = async move |uri: AMQPUri, _| {
+        let dialled = tls::dial(&uri, &files, &runtime).await;
+        let sieved = dialled.map(|stream| AsyncTcpStream::Plain(Sieve::new(stream)));
+        sieved.map_err(|fault| std::io::Error::other(fault).into())
+    };
+    match Connection::connector(uri.clone(), sifting, socket, properties).await {
+        Ok(connection) => Ok(Arc::new(connection)),
+        Err(error) => Err(refused(&error, &uri, &access).await),
+    }
+}
+
+/// What a connect that failed means. TLS may object after its handshake, and a host that wants TLS
+/// is told by nothing but what it says to AMQP.
+async fn refused(error: &lapin::Error, uri: &AMQPUri, access: &Access) -> Fault {
+    if let ErrorKind::IOError(io) = error.kind()
+        && let Some(objection) = tls::why(io)
+    {
+        return tls::meaning(objection, uri, access);
+    }
+    if matches!(error.kind(), ErrorKind::ParsingError(_))
+        && let Err(unheard) = greeting::greeting(uri, access, LISTEN).await
+    {
+        return unheard.into_fault(uri);
+    }
+    Fault::from(error.clone())
 }
 
 struct Supervisor {
@@ -261,16 +307,8 @@ impl Supervisor {
 
     /// Connects to the first host that answers.
     async fn connect(&mut self) -> Result<Arc<Connection>, Fault> {
-        let name = &self.name;
-        let dialing = self.dialer.dial(|uri| async move {
-            let properties =
-                ConnectionProperties::default().with_connection_name(name.as_str().into());
-            let runtime = TokioRuntime::tokio_with_handle(io::handle().clone());
-            let sifting = Sifting(runtime.clone()).into();
-            let socket = async move |uri: AMQPUri, _| dial(&uri, &runtime).await;
-            let opened = Connection::connector(uri, sifting, socket, properties).await;
-            opened.map(Arc::new).map_err(Fault::from)
-        });
+        let (name, access) = (&self.name, Arc::new(self.config.access.clone()));
+        let dialing = self.dialer.dial(|uri| open(uri, name, Arc::clone(&access)));
         tokio::select! {
             // Dropping the connect closes its sockets.
             opened = dialing => opened,
@@ -376,10 +414,19 @@ impl Supervisor {
         let uri = &self.config.hosts[0];
         let (broker, user) = (self.config.broker(), uri.authority.userinfo.username.clone());
         match fault {
+            Fault::Denied(because) if self.config.logs_in_by_certificate() => {
+                let because = format!(
+                    "the broker takes no user from our certificate: {because}; enable its plugin \
+                     rabbitmq_auth_mechanism_ssl, add EXTERNAL to its auth_mechanisms, and add a \
+                     user with the name that it takes from the certificate (ssl_cert_login_from)"
+                );
+                ConnectError::Setup { broker, because }
+            }
             Fault::Denied(because) => ConnectError::Denied { broker, user, because },
             Fault::Vhost(because) => {
                 ConnectError::Vhost { broker, user, vhost: uri.vhost.clone(), because }
             }
+            Fault::Setup(because) => ConnectError::Setup { broker, because },
             other => ConnectError::Unreachable { broker, because: other.to_string() },
         }
     }

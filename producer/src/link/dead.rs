@@ -180,10 +180,17 @@ impl DeadLetters {
                 pace.tick().await;
             }
             let id = taken.letter.envelope.id.clone();
-            let mut copy = taken.letter.envelope.redriven();
-            if let Some(queue) = &options.to {
-                copy.queue.clone_from(queue);
-            }
+            let keys = self.config.signing_keys.as_deref();
+            let namespace = self.config.topology().namespace();
+            let copy = taken.letter.envelope.redriven_to(options.to.as_deref(), keys, namespace);
+            let copy = match copy {
+                Ok(copy) => copy,
+                Err(why) => {
+                    done.failed.push((id, why));
+                    progress(&done);
+                    continue;
+                }
+            };
             let deadline = after(self.config.publish_deadline);
             // Copy, confirm, ack: never the other order.
             match producer.send(&copy, Destination::Queue, deadline).await {

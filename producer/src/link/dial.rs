@@ -94,6 +94,8 @@ impl Dialer {
             Fault::Denied(text)
         } else if any(|fault| matches!(fault, Fault::Vhost(_))) {
             Fault::Vhost(text)
+        } else if faults.iter().all(|(_, fault)| matches!(fault, Fault::Setup(_))) {
+            Fault::Setup(text)
         } else {
             Fault::Connection(text)
         }

@@ -35,6 +35,9 @@ pub enum Fault {
     /// 530: the virtual host is not there or not for this user. Closes the connection.
     #[error("{0}")]
     Vhost(String),
+    /// Our settings, their files or a certificate make it impossible; says what does mend it.
+    #[error("{0}")]
+    Setup(String),
     /// Any other reason for which the broker closed the channel.
     #[error("the broker closed the channel: {0}")]
     Channel(String),
@@ -108,7 +111,10 @@ impl From<Error> for Fault {
             ErrorKind::InvalidChannelState(..) | ErrorKind::InvalidChannel(_) => {
                 Self::Closed(error.to_string())
             }
-            ErrorKind::IOError(io) => Self::Connection(io.to_string()),
+            ErrorKind::IOError(io) => match io.get_ref().and_then(|inner| inner.downcast_ref()) {
+                Some(fault) => Self::clone(fault),
+                None => Self::Connection(io.to_string()),
+            },
             ErrorKind::MissingHeartbeatError => Self::Connection(
                 "no heartbeat from the broker: it hangs, or the path to it is broken".to_owned(),
             ),

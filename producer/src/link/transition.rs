@@ -170,11 +170,20 @@ impl State {
         elapsed: Duration,
         jitter: f64,
     ) -> (Self, Action) {
-        let denied = matches!(fault, Fault::Denied(_) | Fault::Vhost(_) | Fault::Mismatch(_));
+        let hopeless = matches!(fault, Fault::Setup(_));
+        let denied =
+            hopeless || matches!(fault, Fault::Denied(_) | Fault::Vhost(_) | Fault::Mismatch(_));
         // A broker that was merely away has not refused us for all that time.
         self.denied_since = denied.then(|| self.denied_since.unwrap_or(elapsed));
         let refused_for = elapsed.saturating_sub(self.denied_since.unwrap_or(elapsed));
-        if denied && !self.was_up() && refused_for >= self.patience {
+        // A user may come to be a moment later, a certificate does not get another issuer. Whoever
+        // waits for ever was let in before: files are being renewed.
+        let patience = match self.patience {
+            Duration::MAX => Duration::MAX,
+            _ if hopeless => Duration::ZERO,
+            patience => patience,
+        };
+        if denied && !self.was_up() && refused_for >= patience {
             self.phase = Phase::Failed;
             return (self, Action::GiveUp(fault));
         }
@@ -190,7 +199,7 @@ impl State {
         let mut wait = backoff(failures, most, jitter);
         if denied && !self.was_up() {
             // The last try falls on the end of the patience, not long after it.
-            wait = wait.min(self.patience - refused_for);
+            wait = wait.min(patience - refused_for);
         }
         (self, Action::Wait(wait))
     }
@@ -268,6 +277,19 @@ mod tests {
         assert_eq!(action, Action::GiveUp(Fault::Denied("no".into())));
         assert_eq!(state.phase, Phase::Failed);
         assert!(matches!(up().next(denied(PATIENCE * 100), 1.0).1, Action::Wait(_)));
+    }
+
+    #[test]
+    fn what_waiting_does_not_mend_ends_it_at_once_unless_it_was_ever_up() {
+        let hopeless = || lost(Fault::Setup("expired".into()));
+        let (state, action) = State::new(PATIENCE).next(hopeless(), 1.0);
+        assert_eq!(
+            (state.phase, action),
+            (Phase::Failed, Action::GiveUp(Fault::Setup("expired".into())))
+        );
+        assert!(matches!(up().next(hopeless(), 1.0).1, Action::Wait(_)));
+        // A worker's publisher, whose consumer was let in.
+        assert!(matches!(State::new(Duration::MAX).next(hopeless(), 1.0).1, Action::Wait(_)));
     }
 
     #[test]

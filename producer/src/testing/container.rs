@@ -17,6 +17,7 @@ use crate::link::connection::Link;
 /// The image that tests run on; `docker/rabbitmq/obtain.sh` reads the same file.
 const IMAGE: &str = include_str!("../rabbitmq-image");
 pub(super) const AMQP: u16 = 5672;
+const AMQPS: u16 = 5671;
 pub(super) const MANAGEMENT: u16 = 15672;
 pub(super) const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -25,6 +26,7 @@ pub struct OwnBroker {
     container: ContainerAsync<GenericImage>,
     url: String,
     management: u16,
+    tls: u16,
 }
 
 /// Starts a broker that no other test sees. `settings` are lines of `rabbitmq.conf`.
@@ -32,17 +34,29 @@ pub struct OwnBroker {
 /// # Panics
 /// When there is no Docker engine, or the broker does not start: with the reason and the remedy.
 pub async fn broker_of_its_own(settings: &str) -> OwnBroker {
+    broker_of_its_own_with(settings, &[]).await
+}
+
+/// The same, with files: where each is in the container, and its text.
+///
+/// # Panics
+/// As [`broker_of_its_own`].
+pub async fn broker_of_its_own_with(settings: &str, files: &[(&str, String)]) -> OwnBroker {
     // A container that is started again would get another mapped port: choose a fixed one.
-    let [port, management] = free_ports();
+    let [port, management, tls] = free_ports();
     let mut request = image("own")
         .with_mapped_port(port, ContainerPort::Tcp(AMQP))
-        .with_mapped_port(management, ContainerPort::Tcp(MANAGEMENT));
+        .with_mapped_port(management, ContainerPort::Tcp(MANAGEMENT))
+        .with_mapped_port(tls, ContainerPort::Tcp(AMQPS));
+    for (path, text) in files {
+        request = request.with_copy_to(*path, text.clone().into_bytes());
+    }
     if !settings.is_empty() {
         let file = format!("{settings}\n").into_bytes();
         request = request.with_copy_to("/etc/rabbitmq/conf.d/90-test.conf", file);
     }
     let container = request.start().await.unwrap_or_else(|error| give_up(&error));
-    let own = OwnBroker { container, url: url(port), management };
+    let own = OwnBroker { container, url: url(port), management, tls };
     answers(&own.url).await;
     own
 }
@@ -56,6 +70,11 @@ impl OwnBroker {
     /// The URL of its management API, which answers some seconds later than the broker.
     pub fn management_url(&self) -> String {
         format!("http://guest:guest@127.0.0.1:{}", self.management)
+    }
+
+    /// `127.0.0.1:port` where it speaks TLS, if it was started so.
+    pub fn tls_address(&self) -> String {
+        format!("127.0.0.1:{}", self.tls)
     }
 
     /// A random namespace on it.

@@ -16,6 +16,9 @@ use super::headers;
 use super::topology::check_queue_name;
 use super::trace::{TRACEPARENT, TRACESTATE, TraceContext};
 
+/// The first thing that is signed of a job, so that no other use of the key makes the same
+/// signature.
+pub(super) const SIGNED_AS: &str = "forebay-job-v1";
 pub(crate) const JSON: &str = "application/json";
 
 /// Names the headers that were left out where a message came in, because no frame could hold them.
@@ -36,8 +39,9 @@ mod name {
     pub(super) const OWNER: &str = "forebay-owner";
     pub(super) const REASON: &str = "forebay-reason";
     pub(super) const DEAD_AT: &str = "forebay-dead-at";
+    pub(super) const SIGNATURE: &str = "forebay-signature";
 
-    pub(super) const ALL: [&str; 14] = [
+    pub(super) const ALL: [&str; 15] = [
         ATTEMPT,
         CRASHES,
         GRACES,
@@ -52,6 +56,7 @@ mod name {
         REASON,
         DEAD_AT,
         super::OMITTED,
+        SIGNATURE,
     ];
 }
 
@@ -91,6 +96,8 @@ pub struct Envelope {
     pub idempotency_key: Option<String>,
     /// Whose job it is, as stamped by the realtime gateway.
     pub owner: Option<String>,
+    /// Who made it, by [`Envelope::sign`]: `v1;KEY;HEX`.
+    pub signature: Option<String>,
     /// The `correlation_id` property.
     pub correlation_id: Option<String>,
     /// Where the caller waits for an answer; the `reply_to` property.
@@ -189,6 +196,7 @@ impl Envelope {
             published_at_ms: None,
             idempotency_key: None,
             owner: None,
+            signature: None,
             correlation_id: None,
             reply_to: None,
             app_id: None,
@@ -243,6 +251,7 @@ impl Envelope {
         self.published_at_ms = number(name::PUBLISHED_AT);
         self.idempotency_key = word(name::KEY);
         self.owner = word(name::OWNER);
+        self.signature = word(name::SIGNATURE);
         if let Some(queue) = word(name::QUEUE).filter(|name| check_queue_name(name).is_ok()) {
             self.queue = queue;
         }
@@ -330,7 +339,11 @@ impl Envelope {
                 put(name, number(at));
             }
         }
-        for (name, word) in [(name::KEY, &self.idempotency_key), (name::OWNER, &self.owner)] {
+        for (name, word) in [
+            (name::KEY, &self.idempotency_key),
+            (name::OWNER, &self.owner),
+            (name::SIGNATURE, &self.signature),
+        ] {
             if let Some(word) = word {
                 put(name, text(word));
             }
@@ -425,8 +438,15 @@ impl Envelope {
 
     /// Whether headers of any length may be on it; all others are small.
     pub(crate) fn has_open_headers(&self) -> bool {
-        let words = self.idempotency_key.is_some() || self.owner.is_some();
-        words || !self.failures.is_empty() || !self.foreign.inner().is_empty()
+        let words = [&self.idempotency_key, &self.owner, &self.signature];
+        words.iter().any(|word| word.is_some())
+            || !self.failures.is_empty()
+            || !self.foreign.inner().is_empty()
+    }
+
+    /// Headers that are not ours.
+    pub(super) fn foreign(&self) -> &FieldTable {
+        &self.foreign
     }
 
     /// Whether the job's time has passed at `now_ms`.

@@ -45,6 +45,12 @@ pub enum Reason {
     Expired,
     /// The process died under the job, again and again.
     Crashed,
+    /// Not signed, where only signed jobs are run.
+    Unsigned,
+    /// Signed with a key that the worker does not know.
+    UnknownKey,
+    /// Not as it was signed.
+    Altered,
     /// A word that this version does not know, or the broker's own reason.
     Other(String),
 }
@@ -126,6 +132,9 @@ impl Reason {
             Self::Panic => "panic",
             Self::Expired => "expired",
             Self::Crashed => "crashed",
+            Self::Unsigned => "unsigned",
+            Self::UnknownKey => "unknown_key",
+            Self::Altered => "altered",
             Self::Other(word) => word,
         }
     }
@@ -144,6 +153,9 @@ impl FromStr for Reason {
             "panic" => Self::Panic,
             "expired" => Self::Expired,
             "crashed" => Self::Crashed,
+            "unsigned" => Self::Unsigned,
+            "unknown_key" => Self::UnknownKey,
+            "altered" => Self::Altered,
             other => Self::Other(other.to_owned()),
         })
     }

@@ -12,7 +12,7 @@ pub(crate) fn check_name(name: &str) -> Result<(), String> {
     if is_brokers(name) {
         return Err("names that begin with `x-`, `CC` and `BCC` belong to the broker".to_owned());
     }
-    if name.starts_with("forebay-") {
+    if is_ours(name) {
         return Err("names that begin with `forebay-` are set by the publish options".to_owned());
     }
     Ok(())
@@ -34,6 +34,11 @@ pub(crate) fn travelling(table: &FieldTable, ours: &[&str]) -> FieldTable {
 /// The table without one of its headers.
 pub(crate) fn without(table: &FieldTable, unwanted: &str) -> FieldTable {
     travelling(table, &[unwanted])
+}
+
+/// Whether it belongs to us, in this version or a newer one.
+pub(crate) fn is_ours(name: &str) -> bool {
+    name.starts_with("forebay-")
 }
 
 fn is_brokers(name: &str) -> bool {

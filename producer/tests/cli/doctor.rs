@@ -1,5 +1,6 @@
 //! `forebay doctor`: what it finds, that its commands mend it, and that it changes nothing.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use lapin::options::{BasicGetOptions, QueueBindOptions, QueueDeclareOptions, Que
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Connection, ConnectionProperties};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
@@ -489,4 +491,47 @@ async fn a_limited_user_is_told_the_line_that_sets_what_it_lacks() {
     producer.declare("mail", QueueType::Quorum).await.expect("declared");
     let call = somewhere(&url, &["publish", "a.b", "{}", "--queue", "mail", "--delay", "0.1s"]);
     call.env("FOREBAY_NAMESPACE", broker.namespace()).succeed().await;
+}
+
+#[tokio::test]
+async fn certificates_are_looked_at() {
+    let authority = testing::Authority::new();
+    let demands = "ssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = true";
+    let own = authority.broker(&authority.issue("rabbit", &["127.0.0.1"]), demands, &[]).await;
+    let files = TempDir::new().expect("a folder");
+    let ca = files.path().join("ca.pem");
+    std::fs::write(&ca, authority.pem()).expect("a file");
+    let (cert, key) = authority.issue("worker", &[]).write(files.path(), "worker");
+    let (old_cert, old_key) = authority.issue_expired("old", &[]).write(files.path(), "old");
+    let password = files.path().join("password");
+    std::fs::write(&password, "guest\n").expect("a file");
+    let url = format!("amqps://guest:hush@{}/%2f", own.tls_address());
+    let seen = |cert: Option<(&Path, &Path)>| {
+        let mut call = somewhere(&url, &["doctor"]);
+        call.command.env("AMQP_CA_FILE", &ca).env("AMQP_PASSWORD_FILE", &password);
+        if let Some((cert, key)) = cert {
+            call.command.env("AMQP_CERT_FILE", cert).env("AMQP_KEY_FILE", key);
+        }
+        examined(call)
+    };
+    let fine = seen(Some((&cert, &key))).await;
+    fine.says(0, "broker.tls", "ok", &["TLSv1_3", "CN=rabbit", "days"]);
+    fine.says(0, "broker.certificate", "ok", &["CN=worker", "days"]);
+    seen(None).await.says(3, "broker.tls", "fault", &["wants a certificate", "AMQP_CERT_FILE"]);
+    let old = seen(Some((&old_cert, &old_key))).await;
+    old.says(3, "broker.tls", "fault", &["old.pem", "expired"]);
+
+    // And what is published by flags, with a password that stands in no argument.
+    let mut call = somewhere(&url, &["publish", "a.b", "{}"]);
+    for (flag, file) in [
+        ("--ca-file", &ca),
+        ("--cert-file", &cert),
+        ("--key-file", &key),
+        ("--password-file", &password),
+    ] {
+        call.command.arg(flag).arg(file);
+    }
+    call.succeed().await;
+    let alone = somewhere(&url, &["publish", "a.b", "{}", "--cert-file", "x"]).run().await;
+    alone.failed(2, &["--cert-file", "--key-file"]);
 }

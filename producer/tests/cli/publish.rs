@@ -1,10 +1,10 @@
 //! `forebay publish`.
 
-use forebay_producer::Envelope;
 use forebay_producer::link::after;
 use forebay_producer::link::connection::Link;
 use forebay_producer::testing::Broker;
 use forebay_producer::wire::envelope::Raw;
+use forebay_producer::{Envelope, SigningKeys};
 use lapin::options::BasicGetOptions;
 use serde_json::json;
 
@@ -221,6 +221,12 @@ async fn a_broken_trace_is_refused_as_a_flag_and_left_out_as_a_variable() {
 
 /// Takes the next job off queue `default`; its traceparent and tracestate.
 async fn trace_of_next(broker: &Broker) -> Option<(String, Option<String>)> {
+    let trace = taken(broker).await.trace()?;
+    Some((trace.traceparent().to_owned(), trace.tracestate().map(str::to_owned)))
+}
+
+/// Takes the next job off queue `default`.
+async fn taken(broker: &Broker) -> Envelope {
     let config = broker.config();
     let link = Link::open(&config, "look");
     let channel = link.channel(after(super::PATIENCE)).await.expect("a channel").channel;
@@ -229,12 +235,32 @@ async fn trace_of_next(broker: &Broker) -> Option<(String, Option<String>)> {
     let got = channel.basic_get(queue.as_str().into(), options).await.expect("an answer");
     let got = got.expect("a job");
     link.close().await;
-    let job = Envelope::decode(Raw {
+    Envelope::decode(Raw {
         properties: &got.delivery.properties,
         routing_key: got.delivery.routing_key.as_str(),
         redelivered: false,
         payload: got.delivery.data.into(),
-    });
-    let trace = job.trace()?;
-    Some((trace.traceparent().to_owned(), trace.tracestate().map(str::to_owned)))
+    })
+}
+
+#[tokio::test]
+async fn what_is_published_is_signed_if_there_are_keys() {
+    const KEYS: &str = "one=0123456789abcdef0123456789abcdef";
+    let broker = broker().await;
+    let keys = SigningKeys::parse(KEYS).unwrap();
+    let publish = || forebay(&broker, &["publish", "email.send", "{}"]);
+    publish().env("FOREBAY_SIGNING_KEYS", KEYS).succeed().await;
+    let by_file = publish().file("keys", &format!("{KEYS}\n"));
+    by_file.env("FOREBAY_SIGNING_KEYS_FILE", "keys").succeed().await;
+    for _ in 0..2 {
+        assert_eq!(taken(&broker).await.verify(&keys, broker.namespace()), Ok(()));
+    }
+    publish().succeed().await;
+    assert_eq!(taken(&broker).await.signature, None);
+
+    let short = publish().env("FOREBAY_SIGNING_KEYS", "one=hush").run().await;
+    short.failed(2, &["FOREBAY_SIGNING_KEYS", "`one` has 4 bytes"]);
+    assert!(!short.err.contains("hush"), "{}", short.err);
+    let both = publish().env("FOREBAY_SIGNING_KEYS", KEYS).env("FOREBAY_SIGNING_KEYS_FILE", "x");
+    both.run().await.failed(2, &["set one of them"]);
 }

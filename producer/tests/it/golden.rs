@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use forebay_producer::wire::envelope::Raw;
-use forebay_producer::{DeadMark, Delay, Envelope, Failure, Reason, Topology};
+use forebay_producer::{DeadMark, Delay, Envelope, Failure, Reason, SigningKeys, Topology};
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::{Map, Value, json};
@@ -79,6 +79,17 @@ fn a_retried_job_is_as_recorded() {
     let golden = golden("retried");
     assert_eq!(written(&retried(), "forebay", "mail"), golden);
     assert_eq!(read(&golden), retried());
+}
+
+/// The signature in the file was made in Python, by docs/wire.md alone.
+#[test]
+fn a_signed_job_is_as_recorded() {
+    let golden = golden("signed");
+    let keys = SigningKeys::parse("2026-11=0123456789abcdef0123456789abcdef").unwrap();
+    let mut signed = retried();
+    signed.sign(&keys, "forebay").unwrap();
+    assert_eq!(written(&signed, "forebay", "mail"), golden);
+    assert_eq!(read(&golden).verify(&keys, "forebay"), Ok(()));
 }
 
 #[test]

@@ -15,5 +15,6 @@ mod other_languages;
 mod publishing;
 mod supervision;
 mod support;
+mod tls;
 mod topology;
 mod trouble;

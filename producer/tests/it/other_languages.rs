@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use forebay_producer::testing::{Broker, broker};
-use forebay_producer::{Delay, Envelope, Producer, PublishOptions};
+use forebay_producer::{Delay, Envelope, Producer, PublishOptions, SigningKeys};
 use tempfile::TempDir;
 use tokio::process::Command;
 
@@ -16,13 +16,17 @@ const WIRE: &str = include_str!("../../../docs/wire.md");
 
 #[tokio::test]
 async fn what_pika_publishes_is_understood() {
-    understood(python(), "/tests/pika/publish.py", "from-python", |n| format!("{{\"n\": {n}}}"))
-        .await;
+    let (namespace, jobs) = understood(python(), "/tests/pika/publish.py", "from-python", |n| {
+        format!("{{\"n\": {n}}}")
+    })
+    .await;
+    let keys = SigningKeys::parse("test=0123456789abcdef0123456789abcdef").unwrap();
+    assert_eq!(jobs[0].verify(&keys, &namespace), Ok(()));
 }
 
 #[tokio::test]
 async fn what_amqplib_publishes_is_understood() {
-    let jobs =
+    let (_, jobs) =
         understood(node(), "/tests/amqplib/publish.mjs", "from-node", |n| format!("{{\"n\":{n}}}"))
             .await;
     // More than 32 bits: written as a long, not as a double.
@@ -69,7 +73,7 @@ async fn understood(
     script: &str,
     by: &str,
     payload: impl Fn(u32) -> String,
-) -> Vec<Envelope> {
+) -> (String, Vec<Envelope>) {
     let delay = Duration::from_millis(700);
     let (broker, producer) = declared("notes", delay).await;
     program.arg(format!("{}{script}", env!("CARGO_MANIFEST_DIR")));
@@ -98,7 +102,7 @@ async fn understood(
     let ours = Delay::new(delay).unwrap().unwrap();
     assert!(printed.contains(&ours.routing_key("notes")), "{printed}");
     assert!(printed.contains("unroutable: nowhere"), "{printed}");
-    jobs
+    (broker.namespace().to_owned(), jobs)
 }
 
 /// A broker with what a worker declares when it starts, and the ladder as far as the delay needs

@@ -86,9 +86,14 @@ pub(crate) fn through(url: &str, config: &Config) -> Config {
 
 /// A broker of its own, two at a time: each takes memory and, while it starts, a core.
 pub(crate) async fn own_broker(settings: &str) -> (OwnBroker, SemaphorePermit<'static>) {
-    static PLACES: Semaphore = Semaphore::const_new(2);
-    let place = PLACES.acquire().await.expect("never closed");
+    let place = place_for_a_broker().await;
     (broker_of_its_own(settings).await, place)
+}
+
+/// The right to start one, while it is held.
+pub(crate) async fn place_for_a_broker() -> SemaphorePermit<'static> {
+    static PLACES: Semaphore = Semaphore::const_new(2);
+    PLACES.acquire().await.expect("never closed")
 }
 
 /// Kills a broker and starts it again.

@@ -4,6 +4,8 @@ Needs pika (apt-get install python3-pika). Knows nothing of Forebay but docs/wir
 is the namespace, the routing key the queue, the property `type` the kind, the body JSON.
 """
 
+import hashlib
+import hmac
 import json
 import os
 import sys
@@ -29,6 +31,20 @@ def properties(job_id, **more):
     )
 
 
+def signature(name, secret, namespace, queue, body, about):
+    """The header `forebay-signature`: every part with its length before it, absent ones as `-:`."""
+    parts = ["forebay-job-v1", namespace, queue, about.type, about.message_id, about.content_type]
+    parts += [None] * 6 + [body]  # Nothing else is used here.
+    for header in sorted(about.headers):
+        if not header.startswith(("forebay-", "x-")):
+            parts += [header, about.headers[header]]
+    mac = hmac.new(secret.encode(), digestmod=hashlib.sha256)
+    for part in parts:
+        part = None if part is None else str(part).encode()
+        mac.update(b"-:" if part is None else b"%d:%b" % (len(part), part))
+    return f"v1;{name};{mac.hexdigest()}"
+
+
 def main(namespace, queue):
     connection = pika.BlockingConnection(pika.URLParameters(os.environ["AMQP_URL"]))
     channel = connection.channel()
@@ -39,8 +55,11 @@ def main(namespace, queue):
         channel.basic_publish(exchange, key, json.dumps(body), about, mandatory=True)
         print(exchange, key, flush=True)
 
-    headers = {"forebay-attempt": 1, "tenant": "acme"}
-    publish(namespace, queue, {"n": 1}, properties("from-python-1", headers=headers))
+    about = properties("from-python-1", headers={"forebay-attempt": 1, "tenant": "acme"})
+    secret = "0123456789abcdef0123456789abcdef"
+    signed = signature("test", secret, namespace, queue, json.dumps({"n": 1}), about)
+    about.headers["forebay-signature"] = signed
+    publish(namespace, queue, {"n": 1}, about)
 
     exchange, key = ladder(namespace, queue, 700)
     publish(exchange, key, {"n": 2}, properties("from-python-2-later"))

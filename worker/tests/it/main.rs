@@ -16,7 +16,9 @@ mod invariants;
 mod long_jobs;
 mod places;
 mod raw;
+mod roles;
 mod settlement;
+mod signatures;
 mod status;
 #[cfg(all(feature = "redis", feature = "postgres"))]
 mod stores;

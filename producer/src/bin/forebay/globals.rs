@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, ValueEnum};
-use forebay_producer::{Config, Declare, Producer};
+use forebay_producer::{Config, Declare, Producer, SigningKeys};
 use serde::Deserialize;
 use tokio::time;
 
-use crate::manifest::Manifest;
+use crate::exit::Stop;
+use crate::manifest::{Files, Manifest};
 use crate::screen::quoted;
 use crate::{moment, screen};
 
@@ -20,11 +21,34 @@ use crate::{moment, screen};
 #[derive(Clone, Args)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Globals {
-    /// The broker: amqp://user:password@host:5672/vhost, several hosts separated by commas
-    /// [default: amqp://guest:guest@127.0.0.1:5672/%2f]
+    /// The broker: amqp://user:password@host:5672/vhost, several hosts separated by commas; amqps://
+    /// for TLS. With a password, better by the variable, because others can see the arguments of a
+    /// process [default: amqp://guest:guest@127.0.0.1:5672/%2f]
     // Hidden values: help must not print a password.
     #[arg(long, global = true, env = "AMQP_URL", hide_env_values = true, value_name = "URL")]
     url: Option<String>,
+
+    /// Take the password from this file, in place of the URL's
+    #[arg(long, global = true, env = "AMQP_PASSWORD_FILE", value_name = "FILE")]
+    password_file: Option<PathBuf>,
+
+    /// Trust brokers whose certificate comes from an issuer in this file, PEM, and no others
+    /// [default: the issuers that this machine trusts]
+    #[arg(long, global = true, env = "AMQP_CA_FILE", value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+
+    /// Show the broker this certificate, PEM with its chain
+    #[arg(long, global = true, env = "AMQP_CERT_FILE", value_name = "FILE")]
+    cert_file: Option<PathBuf>,
+
+    /// The certificate's key, PEM without a passphrase
+    #[arg(long, global = true, env = "AMQP_KEY_FILE", value_name = "FILE")]
+    key_file: Option<PathBuf>,
+
+    /// Sign what is published with the first key in this file, a line NAME=SECRET for each; or put
+    /// them into FOREBAY_SIGNING_KEYS
+    #[arg(long, global = true, env = "FOREBAY_SIGNING_KEYS_FILE", value_name = "FILE")]
+    signing_keys_file: Option<PathBuf>,
 
     /// First part of every queue and exchange name [default: forebay]
     #[arg(
@@ -177,6 +201,7 @@ impl Globals {
             Some(url) => Config::new(url)?,
             None => Config::from_env()?,
         };
+        config = self.secrets(manifest.files().onto(config))?;
         if let Some(namespace) = self.namespace().or(manifest.broker.namespace.clone()) {
             config = config.namespace(&namespace)?;
         }
@@ -194,6 +219,45 @@ impl Globals {
         let management = self.management_url.clone().filter(|url| !url.is_empty());
         let (format, timeout) = (self.output, self.timeout);
         Ok(Session { config, manifest, format, timeout, management })
+    }
+}
+
+impl Globals {
+    /// Files of secrets, by the variables that name them.
+    pub(crate) fn named_files(&self) -> [(&'static str, Option<&PathBuf>); 5] {
+        [
+            ("AMQP_PASSWORD_FILE", self.password_file.as_ref()),
+            ("AMQP_CA_FILE", self.ca_file.as_ref()),
+            ("AMQP_CERT_FILE", self.cert_file.as_ref()),
+            ("AMQP_KEY_FILE", self.key_file.as_ref()),
+            ("FOREBAY_SIGNING_KEYS_FILE", self.signing_keys_file.as_ref()),
+        ]
+    }
+
+    /// The files that lead to secrets: the manifest's are there, then come the environment's and
+    /// the flags'.
+    fn secrets(&self, config: Config) -> anyhow::Result<Config> {
+        let flags = Files {
+            password_file: self.password_file.clone(),
+            ca_file: self.ca_file.clone(),
+            cert_file: self.cert_file.clone(),
+            key_file: self.key_file.clone(),
+        };
+        let flags = flags.stated();
+        if flags.cert_file.is_some() != flags.key_file.is_some() {
+            let alone = "--cert-file and --key-file go together: set both, or neither";
+            return Err(Stop::Usage(alone.to_owned()).into());
+        }
+        let config = flags.onto(config.secrets_from_env()?);
+        let by_flag = self.origins.get("signing_keys_file") == Some(&ValueSource::CommandLine);
+        let Some(file) = self.signing_keys_file.as_ref().filter(|_| by_flag) else {
+            return Ok(config);
+        };
+        let unusable =
+            |why: String| Stop::Usage(format!("cannot use the keys in {}: {why}", file.display()));
+        let text = std::fs::read_to_string(file).map_err(|why| unusable(why.to_string()))?;
+        let keys = SigningKeys::parse(&text).map_err(|why| unusable(why.to_string()))?;
+        Ok(config.signing_keys(keys))
     }
 }
 

@@ -89,6 +89,9 @@ pub(crate) fn asked(command_line: impl IntoIterator<Item = OsString>) -> Option<
         environment.extend(value.map(|value| (name, OsString::from(value))));
     };
     set("AMQP_URL", globals.url());
+    for (name, file) in globals.named_files() {
+        set(name, file.map(|file| file.display().to_string()));
+    }
     set("FOREBAY_NAMESPACE", globals.namespace());
     set("FOREBAY_DECLARE", globals.declare.map(|may| may.as_str().to_owned()));
     set("FOREBAY_STRICT_TOPOLOGY", globals.strict_topology.map(|strict| strict.to_string()));

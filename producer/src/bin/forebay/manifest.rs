@@ -11,7 +11,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use forebay_producer::QueueType;
+use forebay_producer::{Config, QueueType};
 use serde::Deserialize;
 
 use self::wait::Waits;
@@ -40,6 +40,18 @@ pub(crate) struct Broker {
     pub(crate) namespace: Option<String>,
     pub(crate) declare: Option<MayDeclare>,
     pub(crate) strict_topology: Option<bool>,
+    #[serde(flatten)]
+    files: Files,
+}
+
+/// Files that lead to secrets.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Files {
+    pub(crate) password_file: Option<PathBuf>,
+    pub(crate) ca_file: Option<PathBuf>,
+    pub(crate) cert_file: Option<PathBuf>,
+    pub(crate) key_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -56,6 +68,33 @@ struct Function {
     waits: Waits,
 }
 
+impl Files {
+    /// Without those that are named by nothing: compose files set such variables.
+    pub(crate) fn stated(self) -> Self {
+        let stated = |file: Option<PathBuf>| file.filter(|file| !file.as_os_str().is_empty());
+        Self {
+            password_file: stated(self.password_file),
+            ca_file: stated(self.ca_file),
+            cert_file: stated(self.cert_file),
+            key_file: stated(self.key_file),
+        }
+    }
+
+    /// These in place of what was set before.
+    pub(crate) fn onto(self, mut config: Config) -> Config {
+        if let Some(file) = self.password_file {
+            config = config.password_file(file);
+        }
+        if let Some(file) = self.ca_file {
+            config = config.ca_file(file);
+        }
+        if let (Some(cert), Some(key)) = (self.cert_file, self.key_file) {
+            config = config.client_certificate(cert, key);
+        }
+        config
+    }
+}
+
 impl Manifest {
     /// Reads the given file, or `./forebay.toml` if it is there.
     pub(crate) fn find(given: Option<&Path>) -> Result<Self, Stop> {
@@ -70,6 +109,19 @@ impl Manifest {
                 Ok(Self::default())
             }
             Err(error) => Err(unusable(error.to_string())),
+        }
+    }
+
+    /// The files of `[broker]`. Their paths begin in the manifest's folder.
+    pub(crate) fn files(&self) -> Files {
+        let folder = self.file.as_deref().and_then(Path::parent).unwrap_or(Path::new(""));
+        let inside = |file: &Option<PathBuf>| file.as_ref().map(|file| folder.join(file));
+        let Files { password_file, ca_file, cert_file, key_file } = &self.broker.files;
+        Files {
+            password_file: inside(password_file),
+            ca_file: inside(ca_file),
+            cert_file: inside(cert_file),
+            key_file: inside(key_file),
         }
     }
 

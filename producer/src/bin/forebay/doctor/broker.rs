@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use forebay_producer::ConnectError;
 use forebay_producer::link::examine::Examiner;
-use forebay_producer::link::greeting::{Greeting, Step, Unheard, greetings};
+use forebay_producer::link::greeting::{Certificate, Encryption, Greeting, Step, Unheard};
+use forebay_producer::link::greeting::{greetings, own_certificate};
+use forebay_producer::wire::envelope::now_ms;
 use tokio::time::Instant;
 
 use super::finding::{Finding, Findings};
@@ -35,6 +37,9 @@ pub(super) async fn look(
         match greeting {
             Ok(greeting) => {
                 findings.push(version(&host, &greeting));
+                if let Some(encryption) = &greeting.encryption {
+                    findings.push(tls(&host, encryption, now_ms()));
+                }
                 greeted.get_or_insert(greeting);
             }
             Err(unheard) => {
@@ -51,6 +56,10 @@ pub(super) async fn look(
         }
         return None;
     };
+    if let Some(own) = own_certificate(&session.config) {
+        let what = format!("our certificate `{}`", own.subject);
+        findings.push(expiry("broker.certificate", &what, &own, now_ms()));
+    }
     match examiner.link().connected(Instant::now() + session.timeout).await {
         Ok((connection, _)) => {
             let agreed = connection.configuration();
@@ -111,6 +120,25 @@ fn version(host: &str, greeting: &Greeting) -> Finding {
     }
 }
 
+fn tls(host: &str, encryption: &Encryption, now_ms: u64) -> Finding {
+    let Encryption { version, suite, certificate, .. } = encryption;
+    let what =
+        format!("{host} has {version} with {suite}; its certificate `{}`", certificate.subject);
+    expiry("broker.tls", &what, certificate, now_ms)
+}
+
+/// A certificate that ends soon ends at night.
+fn expiry(id: &'static str, what: &str, certificate: &Certificate, now_ms: u64) -> Finding {
+    let days = certificate.not_after_ms.saturating_sub(now_ms) / 86_400_000;
+    match days {
+        _ if certificate.not_after_ms == 0 => {
+            Finding::note(id, format!("{what} cannot be read: see yourself when it ends"))
+        }
+        0..=14 => Finding::warning(id, format!("{what} ends in {days} days: have it renewed")),
+        _ => Finding::ok(id, format!("{what} is valid for {days} days")),
+    }
+}
+
 /// `4.3` of `4.3.6` or `4.3.0-rc.1`.
 fn parsed(version: &str) -> Option<(u32, u32)> {
     let mut parts = version.split(['.', '-', '+']).map(str::parse);
@@ -120,11 +148,8 @@ fn parsed(version: &str) -> Option<(u32, u32)> {
 fn silence(host: &str, Unheard { step, because }: &Unheard) -> Finding {
     let (step, remedy) = match step {
         Step::Tcp => ("TCP", "start RabbitMQ there, or correct host and port in AMQP_URL"),
-        Step::Tls => (
-            "TLS",
-            "amqp:// goes without TLS; with it the certificate must be valid for this host name \
-             and its issuer known to this machine",
-        ),
+        // Says it itself.
+        Step::Tls => return Finding::fault("broker.tls", format!("no TLS to {host}: {because}")),
         Step::Amqp if because.contains("TLS") => ("AMQP", "write amqps:// in AMQP_URL"),
         Step::Amqp => ("AMQP", "correct the port in AMQP_URL: RabbitMQ has 5672, with TLS 5671"),
     };
@@ -187,6 +212,19 @@ mod tests {
             (greeting.product, greeting.version) = ("RabbitMQ".to_owned(), text.to_owned());
             assert_eq!(version("a:1", &greeting).level, level, "{text}");
         }
+    }
+
+    #[test]
+    fn a_certificate_that_ends_soon_is_a_warning() {
+        const DAY: u64 = 86_400_000;
+        let level = |days: u64| {
+            let mut certificate = Certificate::default();
+            certificate.not_after_ms = days * DAY;
+            expiry("broker.tls", "", &certificate, 20_000 * DAY).level
+        };
+        assert_eq!(level(20_014), Level::Warning);
+        assert_eq!(level(20_015), Level::Ok);
+        assert_eq!((level(0), level(19_000)), (Level::Note, Level::Warning));
     }
 
     #[test]

@@ -38,9 +38,9 @@ pub(super) fn look(globals: &Globals, session: &Session) -> Vec<Finding> {
         Finding::ok("settings.declare", declare),
     ];
     if !config.uses_tls() && !all_local(&config.broker()) {
-        let what =
-            "user and password go over the network in the clear: a URL with amqps:// has TLS";
-        findings.push(Finding::note("settings.tls", what));
+        let what = "user, password and jobs go over the network in the clear: a URL with amqps:// \
+                    has TLS";
+        findings.push(Finding::warning("settings.tls", what));
     }
     if session.management.is_none() {
         let what = "without the management API bindings, policies, alarms and nodes cannot be \
