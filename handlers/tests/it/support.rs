@@ -13,7 +13,7 @@ use forebay_producer::{
 };
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
@@ -21,7 +21,7 @@ use tokio::process::{Child, Command};
 use tokio::time;
 
 /// Longest that anything here may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The kind that every manifest here has.
 pub(crate) const KIND: &str = "test.run";
@@ -29,7 +29,7 @@ pub(crate) const KIND: &str = "test.run";
 /// A job whose payload is any JSON.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(transparent)]
-struct Any(Value);
+pub(crate) struct Any(pub(crate) Value);
 
 impl Job for Any {
     const KIND: &'static str = KIND;
@@ -120,12 +120,6 @@ impl Site {
     /// Publishes a job and waits for its result.
     pub(crate) async fn call(&self, payload: Value) -> Result<Value, CallError> {
         self.producer.call(&Any(payload), PATIENCE).await
-    }
-
-    /// The same with an idempotency key and an empty payload.
-    pub(crate) async fn call_once(&self, key: &str) -> Result<Value, CallError> {
-        let options = PublishOptions::new().idempotency_key(key);
-        self.producer.call_with(&Any(json!({})), options, PATIENCE).await
     }
 
     /// Waits for the one dead letter of the default queue.
