@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use tracing::debug;
 
+use crate::config::Config;
 use crate::error::PublishError;
 use crate::wire::delay::Delay;
 use crate::wire::envelope::{Envelope, as_ms, to_ms};
@@ -14,6 +15,9 @@ use crate::wire::topology::{check_kind, check_queue_name};
 use crate::wire::trace::TraceContext;
 
 const LONGEST_TEXT: usize = 255;
+/// What a sender may use for properties and headers: about half a frame. The rest is for what is
+/// added on the way: the history of failures, and the broker's own marks.
+const HEADER_LIMIT: usize = 64 * 1024;
 
 /// Options of one publish; each defaults to what the job type says, or to nothing.
 ///
@@ -160,15 +164,16 @@ impl PublishOptions {
         self
     }
 
-    /// What a publish with these options at `now` would send, and its delay: for those who keep a
-    /// job in a place of their own and send it later with
-    /// [`Producer::send`](crate::Producer::send), under the same id however often. The expiry
-    /// counts from `now`; the delay counts from when it is sent.
+    /// What a publish with these options and this configuration would send at `now`, signed if the
+    /// configuration has keys, and its delay: for those who keep a job in a place of their own and
+    /// send it later with [`Producer::send`](crate::Producer::send), under the same id however
+    /// often. The expiry counts from `now`; the delay counts from when it is sent.
     ///
     /// # Errors
     /// [`PublishError`] for an option that cannot be used.
     pub fn into_envelope(
         self,
+        config: &Config,
         kind: &str,
         payload: impl Into<Bytes>,
         now: SystemTime,
@@ -205,6 +210,11 @@ impl PublishOptions {
             Some(When::After(delay)) => Delay::new(delay)?,
             Some(When::At(time)) => Delay::new(time.duration_since(now).unwrap_or_default())?,
         };
+        envelope.check_headers(HEADER_LIMIT)?;
+        if let Some(keys) = &config.signing_keys {
+            let signed = envelope.sign(keys, config.topology().namespace());
+            signed.expect("headers of our own are texts, which are all covered");
+        }
         Ok((envelope, delay))
     }
 }
@@ -237,7 +247,8 @@ mod tests {
     use super::*;
 
     fn build(options: PublishOptions) -> Result<(Envelope, Option<Delay>), PublishError> {
-        options.into_envelope("email.send", Bytes::from_static(b"{}"), SystemTime::now())
+        let config = Config::new("amqp://127.0.0.1").unwrap();
+        options.into_envelope(&config, "email.send", Bytes::from_static(b"{}"), SystemTime::now())
     }
 
     #[test]

@@ -24,9 +24,6 @@ use crate::wire::job::Job;
 use crate::wire::topology::{QueueType, Topology, check_queue_name};
 use crate::wire::trace::TraceContext;
 
-/// What a sender may use for properties and headers: about half a frame. The rest is for what is
-/// added on the way: the history of failures, and the broker's own marks.
-const HEADER_LIMIT: usize = 64 * 1024;
 const BULK_WINDOW: usize = 1_000;
 
 /// Publishes jobs with confirms; clones share one connection, which is opened at first need.
@@ -166,13 +163,8 @@ impl Producer {
     ) -> Result<Receipt, PublishError> {
         let deadline = after(options.deadline.unwrap_or(self.config.publish_deadline));
         let (mut envelope, delay) =
-            options.into_envelope(kind, payload.into(), SystemTime::now())?;
-        check_headers(&envelope, HEADER_LIMIT)?;
+            options.into_envelope(&self.config, kind, payload, SystemTime::now())?;
         let destination = delay.map_or(Destination::Queue, Destination::Later);
-        if let Some(keys) = &self.config.signing_keys {
-            let signed = envelope.sign(keys, self.topology().namespace());
-            signed.expect("headers of our own are texts, which are all covered");
-        }
         self.send_traced(&mut envelope, destination, deadline).await?;
         let delay = delay.map(Delay::duration);
         Ok(Receipt { id: envelope.id, queue: envelope.queue, delay })
@@ -346,9 +338,9 @@ impl Producer {
     fn check_size(&self, envelope: &Envelope) -> Result<(), PublishError> {
         let (payload, limit) = (envelope.payload.len(), self.config.payload_limit);
         if payload > limit {
-            return Err(too_large(envelope, "payload", payload, limit));
+            return Err(envelope.too_large("payload", payload, limit));
         }
-        check_headers(envelope, CARRIED_BYTES)
+        envelope.check_headers(CARRIED_BYTES)
     }
 
     async fn prepare(
@@ -443,19 +435,18 @@ impl Producer {
     }
 }
 
-/// A header frame that is larger than the broker's makes it close the whole connection, with all
-/// that is on its way there.
-fn check_headers(envelope: &Envelope, limit: usize) -> Result<(), PublishError> {
-    // Spelling out a table only to measure it would cost the common job more than its envelope.
-    let headers = if envelope.has_open_headers() { envelope.header_bytes() } else { 0 };
-    if headers > limit {
-        return Err(too_large(envelope, "headers", headers, limit));
+impl Envelope {
+    /// A header frame that is larger than the broker's makes it close the whole connection, with
+    /// all that is on its way there.
+    pub(crate) fn check_headers(&self, limit: usize) -> Result<(), PublishError> {
+        // Spelling out a table only to measure it would cost the common job more than its envelope.
+        let headers = if self.has_open_headers() { self.header_bytes() } else { 0 };
+        if headers > limit { Err(self.too_large("headers", headers, limit)) } else { Ok(()) }
     }
-    Ok(())
-}
 
-fn too_large(envelope: &Envelope, what: &'static str, bytes: usize, limit: usize) -> PublishError {
-    PublishError::TooLarge { id: envelope.id.clone(), what, bytes, limit }
+    fn too_large(&self, what: &'static str, bytes: usize, limit: usize) -> PublishError {
+        PublishError::TooLarge { id: self.id.clone(), what, bytes, limit }
+    }
 }
 
 fn encode<J: Job>(job: &J) -> Result<Bytes, PublishError> {

@@ -200,11 +200,7 @@ impl Drop for Shared {
 }
 
 /// One try at one host. The sieve stands inside of TLS, where the frames are.
-async fn open(
-    mut uri: AMQPUri,
-    name: &str,
-    access: Arc<Access>,
-) -> Result<Arc<Connection>, Fault> {
+async fn open(mut uri: AMQPUri, name: &str, access: Arc<Access>) -> Result<Arc<Connection>, Fault> {
     if access.password.is_some() {
         let reading = Arc::clone(&access);
         // A disk that hangs must not hold up the heartbeats of other connections.

@@ -4,7 +4,9 @@
 use std::time::{Duration, SystemTime};
 
 use forebay_producer::wire::envelope::now_ms;
-use forebay_producer::{Delay, Destination, Envelope, Producer, PublishError, PublishOptions};
+use forebay_producer::{
+    Config, Delay, Destination, Envelope, Producer, PublishError, PublishOptions,
+};
 use tokio::time::Instant;
 
 use crate::spool::record::Kept;
@@ -15,7 +17,8 @@ pub(crate) struct Order {
     pub(crate) options: PublishOptions,
     /// Counts from when the job is made, however much later it is sent.
     pub(crate) earliest: Option<Earliest>,
-    pub(crate) namespace: String,
+    /// Of the broker; the namespace is kept with each job, and its keys sign them.
+    pub(crate) config: Config,
     /// Tells the jobs of this call from those of others.
     pub(crate) run: String,
 }
@@ -38,7 +41,8 @@ impl Order {
     /// Makes a job, with the id that it will have however often it is sent.
     pub(crate) fn make(&self, payload: String) -> Result<Made, PublishError> {
         let now = SystemTime::now();
-        let (envelope, delay) = self.options.clone().into_envelope(&self.kind, payload, now)?;
+        let options = self.options.clone();
+        let (envelope, delay) = options.into_envelope(&self.config, &self.kind, payload, now)?;
         let not_before = self.earliest.map(|earliest| match earliest {
             Earliest::After(delay) => now + delay,
             Earliest::At(time) => time,
@@ -48,7 +52,8 @@ impl Order {
 
     /// What the spool keeps of it.
     pub(crate) fn keep(&self, made: &Made) -> Kept {
-        Kept::new(&made.envelope, made.not_before, &self.namespace, &self.run)
+        let namespace = self.config.topology().namespace();
+        Kept::new(&made.envelope, made.not_before, namespace, &self.run)
     }
 }
 

@@ -191,7 +191,7 @@ impl Publish {
             kind: self.kind.clone(),
             options: self.options(session),
             earliest: self.delay.map(Earliest::After).or(self.at.map(Earliest::At)),
-            namespace: session.config.topology().namespace().to_owned(),
+            config: session.config.clone(),
             run: format!("{:016x}", fastrand::u64(..)),
         }
     }

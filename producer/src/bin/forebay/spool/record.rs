@@ -40,6 +40,8 @@ pub(crate) struct Kept {
     pub(crate) idempotency_key: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) priority: Option<u8>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) signature: Option<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) headers: BTreeMap<String, String>,
     /// JSON as text, so that it comes out byte for byte as it came in.
@@ -82,6 +84,7 @@ impl Kept {
             expires_at: envelope.expires_at_ms,
             idempotency_key: envelope.idempotency_key.clone(),
             priority: envelope.priority,
+            signature: envelope.signature.clone(),
             headers: headers.collect(),
             payload: String::from_utf8_lossy(&envelope.payload).into_owned(),
         }
@@ -95,6 +98,7 @@ impl Kept {
         envelope.expires_at_ms = self.expires_at;
         envelope.idempotency_key = self.idempotency_key;
         envelope.priority = self.priority;
+        envelope.signature = self.signature;
         for (name, value) in self.headers {
             envelope.set_header(&name, &value).map_err(|why| PublishError::Option {
                 option: "header",
@@ -146,7 +150,7 @@ fn number(digits: &str, width: usize, radix: u32) -> Option<u64> {
 pub(super) mod tests {
     use super::*;
     use bytes::Bytes;
-    use forebay_producer::PublishOptions;
+    use forebay_producer::{Config, PublishOptions, SigningKeys};
     use proptest::prelude::*;
 
     pub(crate) fn kept() -> impl Strategy<Value = Kept> {
@@ -165,6 +169,7 @@ pub(super) mod tests {
                 expires_at: None,
                 idempotency_key: None,
                 priority,
+                signature: None,
                 headers,
                 payload,
             },
@@ -184,7 +189,11 @@ pub(super) mod tests {
             .traceparent("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
             .tracestate("a=1");
         let payload = Bytes::from_static(b"{\"a\":\n 1}");
-        let (envelope, _) = options.into_envelope("email.send", payload, now).unwrap();
+        let keys = SigningKeys::parse("one=0123456789abcdef0123456789abcdef").unwrap();
+        let config = Config::new("amqp://127.0.0.1").unwrap().signing_keys(keys);
+        let made = options.into_envelope(&config, "email.send", payload, now);
+        let (envelope, _) = made.unwrap();
+        assert!(envelope.signature.is_some());
         let not_before = now + Duration::from_secs(10);
         let kept = Kept::new(&envelope, Some(not_before), "forebay", "1");
         let kept = read(&line(&kept)).unwrap().kept;
@@ -210,6 +219,7 @@ pub(super) mod tests {
             expires_at: None,
             idempotency_key: None,
             priority: None,
+            signature: None,
             headers: BTreeMap::new(),
             payload: "{\n}".to_owned(),
         };
