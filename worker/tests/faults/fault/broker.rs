@@ -69,7 +69,8 @@ pub(super) const FAULTS: &[Fault] = &[
         ground: Ground::Own("consumer_timeout = 4000"),
         ..Fault::new(
             "jobs longer than the broker's consumer timeout",
-            "The broker hands the job out again while it runs; the first run is stopped.",
+            "None from RabbitMQ 4.3 on, where the worker's own timeout counts. Before, the broker \
+             hands the job out again while it runs; the first run is stopped.",
             |site, rng| timed_out(site, rng).boxed_local(),
         )
     },
@@ -170,8 +171,8 @@ async fn closed(site: &mut Site, rng: &mut Rng) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The broker takes back what is out for longer than four seconds (from 4.3 on at once, before that
-/// once a minute): from that worker alone, or with all that its channel has out.
+/// Before 4.3 the broker takes back, once a minute, all that a channel has out if something of it is
+/// out for longer than four seconds. From 4.3 on the worker asks for more time.
 async fn timed_out(site: &mut Site, rng: &mut Rng) -> anyhow::Result<()> {
     site.struck("consumer timeout");
     let producer = site.producer();
