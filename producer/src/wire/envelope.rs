@@ -41,6 +41,7 @@ mod name {
     pub(super) const DEAD_AT: &str = "forebay-dead-at";
     pub(super) const SIGNATURE: &str = "forebay-signature";
 
+    #[cfg(test)]
     pub(super) const ALL: [&str; 15] = [
         ATTEMPT,
         CRASHES,
@@ -176,11 +177,11 @@ impl Envelope {
             queue: queue.into(),
             payload: payload.into(),
             published_at_ms: Some(now_ms()),
-            ..Self::blank()
+            ..Self::blank(JSON.to_owned())
         }
     }
 
-    fn blank() -> Self {
+    fn blank(content_type: String) -> Self {
         Self {
             id: String::new(),
             kind: None,
@@ -201,7 +202,7 @@ impl Envelope {
             reply_to: None,
             app_id: None,
             priority: None,
-            content_type: JSON.to_owned(),
+            content_type,
             content_encoding: None,
             dead: None,
             broker: BrokerMarks::default(),
@@ -221,9 +222,8 @@ impl Envelope {
             reply_to: text(properties.reply_to()),
             app_id: text(properties.app_id()),
             priority: *properties.priority(),
-            content_type: text(properties.content_type()).unwrap_or_else(|| JSON.to_owned()),
             content_encoding: text(properties.content_encoding()),
-            ..Self::blank()
+            ..Self::blank(text(properties.content_type()).unwrap_or_else(|| JSON.to_owned()))
         };
         envelope.broker.redelivered = raw.redelivered;
         if let Some(table) = properties.headers() {
@@ -237,38 +237,57 @@ impl Envelope {
         envelope
     }
 
+    /// Goes through the table once: most names are ours, and there are few of them.
     fn read_headers(&mut self, table: &FieldTable, redelivered: bool) {
-        let number = |name| table.inner().get(name).and_then(headers::number);
-        let small = |name| number(name).and_then(|n| u32::try_from(n).ok());
-        let word = |name| table.inner().get(name).and_then(headers::text);
-
-        self.attempt = small(name::ATTEMPT).unwrap_or(1).max(1);
-        self.crashes = small(name::CRASHES).unwrap_or(0);
-        self.graces = small(name::GRACES).unwrap_or(0);
-        self.deferrals = small(name::DEFERRALS).unwrap_or(0);
-        self.redrives = small(name::REDRIVES).unwrap_or(0);
-        self.expires_at_ms = number(name::EXPIRES_AT);
-        self.published_at_ms = number(name::PUBLISHED_AT);
-        self.idempotency_key = word(name::KEY);
-        self.owner = word(name::OWNER);
-        self.signature = word(name::SIGNATURE);
-        if let Some(queue) = word(name::QUEUE).filter(|name| check_queue_name(name).is_ok()) {
-            self.queue = queue;
+        let number = headers::number;
+        let small = |value| number(value).and_then(|n| u32::try_from(n).ok());
+        let word = headers::text;
+        let (mut reason, mut dead_at, mut count, mut acquired) = (None, None, None, None);
+        let mut foreign = BTreeMap::new();
+        for (header, value) in table {
+            match header.as_str() {
+                name::ATTEMPT => self.attempt = small(value).unwrap_or(1).max(1),
+                name::CRASHES => self.crashes = small(value).unwrap_or(0),
+                name::GRACES => self.graces = small(value).unwrap_or(0),
+                name::DEFERRALS => self.deferrals = small(value).unwrap_or(0),
+                name::REDRIVES => self.redrives = small(value).unwrap_or(0),
+                name::EXPIRES_AT => self.expires_at_ms = number(value),
+                name::PUBLISHED_AT => self.published_at_ms = number(value),
+                name::KEY => self.idempotency_key = word(value),
+                name::OWNER => self.owner = word(value),
+                name::SIGNATURE => self.signature = word(value),
+                // Nearly always the queue that its routing key names, too.
+                name::QUEUE if headers::is_text(value, &self.queue) => {}
+                name::QUEUE => {
+                    let named = word(value).filter(|name| check_queue_name(name).is_ok());
+                    self.queue = named.unwrap_or_else(|| std::mem::take(&mut self.queue));
+                }
+                name::FAILURES => {
+                    if let AMQPValue::FieldArray(failures) = value {
+                        self.failures =
+                            failures.as_slice().iter().filter_map(read_failure).collect();
+                    }
+                }
+                name::REASON => reason = word(value),
+                name::DEAD_AT => dead_at = number(value),
+                OMITTED => self.broker.omitted = word(value),
+                "x-delivery-count" => count = small(value),
+                "x-acquired-count" => acquired = small(value),
+                "x-death" => self.broker.death = read_death(value),
+                other if headers::travels(other) => {
+                    foreign.insert(header.clone(), value.clone());
+                }
+                _ => {}
+            }
         }
-        if let Some(AMQPValue::FieldArray(failures)) = table.inner().get(name::FAILURES) {
-            self.failures = failures.as_slice().iter().filter_map(read_failure).collect();
-        }
-        self.dead = word(name::REASON).map(|reason| DeadMark {
+        self.dead = reason.map(|reason| DeadMark {
             reason: reason.parse().unwrap_or(Reason::Failed),
-            at_ms: number(name::DEAD_AT).unwrap_or(0),
+            at_ms: dead_at.unwrap_or(0),
         });
         // From 4.3 on a delivery that was given back has only been acquired once more: it counts
         // zero failed deliveries, which is not the same as not counting (classic queues).
-        let acquired = small("x-acquired-count").map(|_| 0);
-        self.broker.delivery_count = small("x-delivery-count").or(acquired).filter(|_| redelivered);
-        self.broker.death = table.inner().get("x-death").and_then(read_death);
-        self.broker.omitted = word(OMITTED);
-        self.foreign = headers::travelling(table, &name::ALL);
+        self.broker.delivery_count = count.or(acquired.map(|_| 0)).filter(|_| redelivered);
+        self.foreign = foreign.into();
     }
 
     /// A foreign per-message time to live becomes our own header: on the delay ladder it would run
@@ -651,7 +670,7 @@ mod tests {
                 dead: dead.map(|(reason, at_ms)| DeadMark::new(reason.parse().unwrap(), at_ms)),
                 payload: Bytes::from_static(b"{}"),
                 foreign: headers::travelling(&foreign, &name::ALL),
-                ..Envelope::blank()
+                ..Envelope::blank(JSON.to_owned())
             };
             if let Some(extra) = extra {
                 envelope.set_header("extra", &extra).unwrap();

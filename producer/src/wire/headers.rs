@@ -18,13 +18,18 @@ pub(crate) fn check_name(name: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// The headers that go out again with every republish. Not the broker's: a copied
+/// Whether a header goes out again with every republish. Not the broker's: a copied
 /// `x-delivery-count` is taken for real, a copied `x-death` makes the broker drop the message as a
 /// loop, and `CC` multiplies it.
-pub(crate) fn travelling(table: &FieldTable, ours: &[&str]) -> FieldTable {
+pub(crate) fn travels(name: &str) -> bool {
+    !is_brokers(name)
+}
+
+/// The table without some headers, and without those that do not travel.
+pub(crate) fn travelling(table: &FieldTable, unwanted: &[&str]) -> FieldTable {
     let kept = table.inner().iter().filter(|(name, _)| {
         let name = name.as_str();
-        !is_brokers(name) && !ours.contains(&name)
+        travels(name) && !unwanted.contains(&name)
     });
     kept.map(|(name, value)| (name.clone(), value.clone()))
         .collect::<std::collections::BTreeMap<_, _>>()
@@ -65,6 +70,11 @@ pub(crate) fn number(value: &AMQPValue) -> Option<u64> {
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "range is checked")]
 fn whole(n: f64) -> Option<u64> {
     (0.0..9.0e15).contains(&n).then_some(n as u64)
+}
+
+/// Whether it is this very text.
+pub(crate) fn is_text(value: &AMQPValue, text: &str) -> bool {
+    matches!(value, AMQPValue::LongString(long) if long.as_bytes() == text.as_bytes())
 }
 
 /// Text, whatever it came as; `None` for tables, arrays and nothing.
