@@ -3,7 +3,6 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::producer::Receipt;
 use crate::wire::delay::{Delay, DelayTooLong};
 use crate::wire::topology::InvalidName;
 
@@ -295,9 +294,9 @@ pub struct BulkError {
 }
 
 impl BulkError {
-    pub(crate) fn note(&mut self, place: u64, result: Result<Receipt, PublishError>) {
+    pub(crate) fn note(&mut self, place: u64, result: Result<(), PublishError>) {
         match result {
-            Ok(_) => self.confirmed += 1,
+            Ok(()) => self.confirmed += 1,
             Err(error) => {
                 self.failed += 1;
                 if self.failures.len() < MOST_FAILURES {

@@ -4,6 +4,7 @@
 //! schedules need no plugin. The worker half is the crate `forebay-worker`.
 
 mod access;
+mod bulk;
 mod call;
 mod config;
 mod error;

@@ -13,6 +13,7 @@ pub(crate) mod io;
 pub mod mend;
 pub mod publisher;
 pub mod remove;
+pub(crate) mod returned;
 pub(crate) mod sieve;
 mod tls;
 pub mod transition;

@@ -64,20 +64,18 @@ impl Producer {
     /// trace that the options name, else the current span, else this producer's trace.
     pub(crate) async fn send_traced(
         &self,
-        envelope: &mut Envelope,
+        mut envelope: Envelope,
         destination: Destination,
         deadline: Instant,
     ) -> Result<(), PublishError> {
-        let span = self.begin(envelope, destination);
-        let sent = self.send(envelope, destination, deadline).instrument(span.clone()).await;
-        if let Err(error) = &sent {
-            span.set_attribute("error.type", kind_of(error));
-            span.set_status(Status::error(error.to_string()));
-        }
+        let span = self.begin(&mut envelope, destination);
+        let sent = self.send_owned(envelope, destination, deadline).instrument(span.clone()).await;
+        end(&span, &sent);
         sent
     }
 
-    fn begin(&self, envelope: &mut Envelope, destination: Destination) -> Span {
+    /// The span of one publish, which the envelope's trace then names.
+    pub(crate) fn begin(&self, envelope: &mut Envelope, destination: Destination) -> Span {
         let span = info_span!("send", otel.name = field::Empty, otel.kind = field::Empty);
         let named = envelope.trace();
         // Fails without a layer that records spans: then nothing more is spent on it.
@@ -111,6 +109,14 @@ impl Producer {
             envelope.set_trace(&trace);
         }
         span
+    }
+}
+
+/// Says how a publish ended.
+pub(crate) fn end(span: &Span, sent: &Result<(), PublishError>) {
+    if let Err(error) = sent {
+        span.set_attribute("error.type", kind_of(error));
+        span.set_status(Status::error(error.to_string()));
     }
 }
 

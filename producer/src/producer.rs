@@ -5,17 +5,19 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt, stream};
+use futures_util::Stream;
 use tokio::time::Instant;
+#[cfg(not(feature = "otel"))]
+use tracing::Span;
 use tracing::debug;
 
+use crate::bulk;
 use crate::config::{Config, after};
 use crate::error::{BulkError, ConnectError, PublishError, TopologyError};
 use crate::link::connection::Link;
 use crate::link::declare::Declarer;
 use crate::link::fault::Fault;
-use crate::link::publisher::{Answer, NoAnswer, Publisher};
-use crate::link::window::Message;
+use crate::link::publisher::{Answer, Message, NoAnswer, Publisher};
 use crate::options::{PublishOptions, check_id};
 use crate::telemetry::PublishMeter;
 use crate::wire::delay::Delay;
@@ -23,8 +25,6 @@ use crate::wire::envelope::{CARRIED_BYTES, Envelope};
 use crate::wire::job::Job;
 use crate::wire::topology::{QueueType, Topology, check_queue_name};
 use crate::wire::trace::TraceContext;
-
-const BULK_WINDOW: usize = 1_000;
 
 /// Publishes jobs with confirms; clones share one connection, which is opened at first need.
 ///
@@ -66,12 +66,14 @@ const BULK_WINDOW: usize = 1_000;
 /// ```
 #[derive(Debug, Clone)]
 pub struct Producer {
-    config: Arc<Config>,
+    pub(crate) config: Arc<Config>,
     link: Link,
-    publisher: Publisher,
+    pub(crate) publisher: Publisher,
     declarer: Declarer,
-    meter: Arc<PublishMeter>,
+    pub(crate) meter: Arc<PublishMeter>,
     trace: Option<Arc<TraceContext>>,
+    jobs_exchange: Arc<str>,
+    default_exchange: Arc<str>,
 }
 
 /// A published job.
@@ -109,6 +111,8 @@ impl Producer {
             meter: Arc::new(PublishMeter::new()),
             link,
             trace: None,
+            jobs_exchange: config.topology().jobs_exchange().into(),
+            default_exchange: "".into(),
         }
     }
 
@@ -162,12 +166,12 @@ impl Producer {
         options: PublishOptions,
     ) -> Result<Receipt, PublishError> {
         let deadline = after(options.deadline.unwrap_or(self.config.publish_deadline));
-        let (mut envelope, delay) =
+        let (envelope, delay) =
             options.into_envelope(&self.config, kind, payload, SystemTime::now())?;
         let destination = delay.map_or(Destination::Queue, Destination::Later);
-        self.send_traced(&mut envelope, destination, deadline).await?;
-        let delay = delay.map(Delay::duration);
-        Ok(Receipt { id: envelope.id, queue: envelope.queue, delay })
+        let (id, queue) = (envelope.id.clone(), envelope.queue.clone());
+        self.send_traced(envelope, destination, deadline).await?;
+        Ok(Receipt { id, queue, delay: delay.map(Delay::duration) })
     }
 
     /// Publishes a stream of jobs, up to 1,000 at a time, and returns how many there were once all
@@ -181,38 +185,7 @@ impl Producer {
         &self,
         jobs: impl Stream<Item = J> + Send,
     ) -> Result<u64, BulkError> {
-        let mut broken_off = false;
-        let mut report =
-            BulkError { confirmed: 0, failures: Vec::new(), failed: 0, stopped_at: None };
-        let mut taken = 0;
-        let mut jobs = std::pin::pin!(jobs);
-        let mut flying = stream::FuturesUnordered::new();
-        loop {
-            tokio::select! {
-                biased;
-                // Cancel-safe: what has not ended stays in the set.
-                Some((place, result)) = flying.next() => {
-                    broken_off |= matches!(result, Err(PublishError::Unconfirmed { .. }));
-                    report.note(place, result);
-                }
-                // Cancel-safe: `next` of a pinned stream holds no item.
-                next = jobs.next(), if !broken_off && flying.len() < BULK_WINDOW => {
-                    let Some(job) = next else { break };
-                    let place = taken;
-                    taken += 1;
-                    flying.push(async move { (place, self.publish(&job).await) });
-                }
-                else => { report.stopped_at = Some(taken); break }
-            }
-        }
-        while let Some((place, result)) = flying.next().await {
-            report.note(place, result);
-        }
-        if report.failed == 0 && report.stopped_at.is_none() {
-            Ok(report.confirmed)
-        } else {
-            Err(report)
-        }
+        bulk::publish_all(self, jobs).await
     }
 
     /// Publishes an envelope as it stands: what retries, dead letters and redrives are made of.
@@ -222,6 +195,15 @@ impl Producer {
     pub async fn send(
         &self,
         envelope: &Envelope,
+        destination: Destination,
+        deadline: Instant,
+    ) -> Result<(), PublishError> {
+        self.send_owned(envelope.clone(), destination, deadline).await
+    }
+
+    pub(crate) async fn send_owned(
+        &self,
+        envelope: Envelope,
         destination: Destination,
         deadline: Instant,
     ) -> Result<(), PublishError> {
@@ -242,16 +224,38 @@ impl Producer {
 
     async fn send_unseen(
         &self,
-        envelope: &Envelope,
+        envelope: Envelope,
         destination: Destination,
         deadline: Instant,
     ) -> Result<(), PublishError> {
-        self.check(envelope)?;
+        self.check(&envelope)?;
         if let Destination::Later(delay) = destination {
-            self.prepare(envelope, Some(delay), deadline).await?;
+            self.prepare(&envelope, Some(delay), deadline).await?;
         }
         let message = self.message(envelope, destination);
-        match self.attempt(envelope, message, deadline).await? {
+        self.send_message(&message, destination, deadline).await
+    }
+
+    pub(crate) async fn send_message(
+        &self,
+        message: &Arc<Message>,
+        destination: Destination,
+        deadline: Instant,
+    ) -> Result<(), PublishError> {
+        let answer = self.attempt(message, deadline).await?;
+        self.conclude(message, destination, answer, deadline).await
+    }
+
+    /// What an answer means in the end: what is missing is declared, once, and it is sent again.
+    pub(crate) async fn conclude(
+        &self,
+        message: &Message,
+        destination: Destination,
+        answer: Answer,
+        deadline: Instant,
+    ) -> Result<(), PublishError> {
+        let envelope = &message.envelope;
+        match answer {
             // Somebody has deleted it, or it was never there: declare, and try once more.
             Answer::Unroutable | Answer::Objected(Fault::Missing(_)) => {
                 self.declarer.forget(&envelope.queue);
@@ -261,8 +265,8 @@ impl Producer {
                 };
                 debug!(job.id = envelope.id, queue = envelope.queue, "declaring what is missing");
                 self.prepare(envelope, delay, deadline).await?;
-                let message = self.message(envelope, destination);
-                let answer = self.attempt(envelope, message, deadline).await?;
+                let again = self.message(envelope.clone(), destination);
+                let answer = self.attempt(&again, deadline).await?;
                 self.verdict(envelope, destination, answer)
             }
             answer => self.verdict(envelope, destination, answer),
@@ -273,14 +277,20 @@ impl Producer {
     #[cfg(not(feature = "otel"))]
     async fn send_traced(
         &self,
-        envelope: &mut Envelope,
+        mut envelope: Envelope,
         destination: Destination,
         deadline: Instant,
     ) -> Result<(), PublishError> {
+        _ = self.begin(&mut envelope, destination);
+        self.send_owned(envelope, destination, deadline).await
+    }
+
+    #[cfg(not(feature = "otel"))]
+    pub(crate) fn begin(&self, envelope: &mut Envelope, _: Destination) -> Span {
         if let Some(trace) = self.trace().filter(|_| envelope.trace().is_none()) {
             envelope.set_trace(trace);
         }
-        self.send(envelope, destination, deadline).await
+        Span::none()
     }
 
     /// Answers a caller: to the queue it named, without waiting for it to be routed.
@@ -289,14 +299,9 @@ impl Producer {
     /// As [`Producer::publish`]; a lost answer never fails the job.
     pub async fn reply(&self, envelope: &Envelope, deadline: Instant) -> Result<(), PublishError> {
         self.check_size(envelope)?;
-        let message = Message {
-            exchange: String::new(),
-            routing_key: envelope.queue.clone(),
-            properties: envelope.properties(),
-            payload: envelope.payload.clone(),
-            id: envelope.id.clone(),
-        };
-        let answer = self.attempt(envelope, message, deadline).await;
+        let exchange = Arc::clone(&self.default_exchange);
+        let message = Arc::new(Message::new(envelope.clone(), exchange, None));
+        let answer = self.attempt(&message, deadline).await;
         let sent = answer.and_then(|answer| self.verdict(envelope, Destination::Queue, answer));
         self.meter.ended(&sent);
         sent
@@ -331,7 +336,7 @@ impl Producer {
         self.trace.as_deref()
     }
 
-    fn deadline(&self) -> Instant {
+    pub(crate) fn deadline(&self) -> Instant {
         after(self.config.publish_deadline)
     }
 
@@ -377,37 +382,42 @@ impl Producer {
         if trouble.is_empty() { error.to_string() } else { trouble }
     }
 
-    fn message(&self, envelope: &Envelope, destination: Destination) -> Message {
+    pub(crate) fn message(&self, envelope: Envelope, destination: Destination) -> Arc<Message> {
         let (topology, queue) = (self.config.topology(), &envelope.queue);
         let (exchange, routing_key) = match destination {
-            Destination::Queue => (topology.jobs_exchange().to_owned(), queue.clone()),
-            Destination::Later(delay) => (topology.delay(delay.level()), delay.routing_key(queue)),
-            Destination::DeadLetters => (topology.dead_exchange(), queue.clone()),
+            Destination::Queue => (Arc::clone(&self.jobs_exchange), None),
+            Destination::Later(delay) => {
+                (topology.delay(delay.level()).into(), Some(delay.routing_key(queue)))
+            }
+            Destination::DeadLetters => (topology.dead_exchange().into(), None),
         };
-        Message {
-            exchange,
-            routing_key,
-            properties: envelope.properties(),
-            payload: envelope.payload.clone(),
-            id: envelope.id.clone(),
-        }
+        Arc::new(Message::new(envelope, exchange, routing_key))
     }
 
     async fn attempt(
         &self,
-        envelope: &Envelope,
-        message: Message,
+        message: &Arc<Message>,
         deadline: Instant,
     ) -> Result<Answer, PublishError> {
         let began = Instant::now();
-        let answer = self.publisher.publish(message, deadline).await.map_err(|silence| {
-            let NoAnswer { may_have_arrived, because } = silence;
-            PublishError::Unconfirmed { id: envelope.id.clone(), may_have_arrived, because }
-        });
+        let answer = self.publisher.publish(message, deadline).await;
+        self.seen(message, began, answer)
+    }
+
+    /// Notes an answer, and gives silence its name.
+    pub(crate) fn seen(
+        &self,
+        message: &Message,
+        began: Instant,
+        answer: Result<Answer, NoAnswer>,
+    ) -> Result<Answer, PublishError> {
         if matches!(answer, Ok(Answer::Confirmed)) {
             self.meter.confirmed_after(began.elapsed());
         }
-        answer
+        answer.map_err(|NoAnswer { may_have_arrived, because }| {
+            let id = message.envelope.id.clone();
+            PublishError::Unconfirmed { id, may_have_arrived, because }
+        })
     }
 
     fn verdict(
@@ -416,6 +426,9 @@ impl Producer {
         destination: Destination,
         answer: Answer,
     ) -> Result<(), PublishError> {
+        if answer == Answer::Confirmed {
+            return Ok(());
+        }
         let (id, queue) = (envelope.id.clone(), envelope.queue.clone());
         match answer {
             Answer::Confirmed => Ok(()),
@@ -449,7 +462,7 @@ impl Envelope {
     }
 }
 
-fn encode<J: Job>(job: &J) -> Result<Bytes, PublishError> {
+pub(crate) fn encode<J: Job>(job: &J) -> Result<Bytes, PublishError> {
     let encoded = serde_json::to_vec(job);
     encoded
         .map(Bytes::from)

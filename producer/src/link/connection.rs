@@ -19,6 +19,7 @@ use super::dial::Dialer;
 use super::fault::Fault;
 use super::greeting;
 use super::io;
+use super::returned::Returned;
 use super::sieve::{Sieve, Sifting};
 use super::tls;
 use super::transition::{Action, Event, Phase, State};
@@ -65,7 +66,12 @@ pub struct Status {
     pub failed: Option<ConnectError>,
     /// Set when it was closed by us.
     pub closed: bool,
+    /// What the broker gave back on the present connection.
+    pub(crate) returned: Arc<Returned>,
 }
+
+/// A connection, and what the broker gives back on it.
+type Wire = (Arc<Connection>, Arc<Returned>);
 
 /// A channel with the generation of the connection that it lives on.
 #[derive(Debug, Clone)]
@@ -74,6 +80,7 @@ pub struct Opened {
     pub channel: Channel,
     /// The connection's generation.
     pub generation: u64,
+    pub(crate) returned: Arc<Returned>,
 }
 
 impl Link {
@@ -108,6 +115,11 @@ impl Link {
         &self,
         deadline: Instant,
     ) -> Result<(Arc<Connection>, u64), ConnectError> {
+        let ((connection, _), generation) = self.usable(deadline).await?;
+        Ok((connection, generation))
+    }
+
+    async fn usable(&self, deadline: Instant) -> Result<(Wire, u64), ConnectError> {
         let mut status = self.status();
         let usable = status.wait_for(|status| {
             status.connection.is_some() || status.failed.is_some() || status.closed
@@ -115,7 +127,10 @@ impl Link {
         match time::timeout_at(deadline, usable).await {
             Ok(Ok(status)) => match (&status.failed, &status.connection) {
                 (Some(error), _) => Err(error.clone()),
-                (None, Some(connection)) => Ok((Arc::clone(connection), status.generation)),
+                (None, Some(connection)) => {
+                    let wire = (Arc::clone(connection), Arc::clone(&status.returned));
+                    Ok((wire, status.generation))
+                }
                 (None, None) => Err(ConnectError::Closed),
             },
             Ok(Err(_)) => Err(ConnectError::Closed),
@@ -129,10 +144,10 @@ impl Link {
     /// [`ConnectError`] when that does not succeed by then.
     pub async fn channel(&self, deadline: Instant) -> Result<Opened, ConnectError> {
         loop {
-            let (connection, generation) = self.connected(deadline).await?;
+            let ((connection, returned), generation) = self.usable(deadline).await?;
             let patience = deadline.min(Instant::now() + CHANNEL_DEADLINE);
             match time::timeout_at(patience, connection.create_channel()).await {
-                Ok(Ok(channel)) => return Ok(Opened { channel, generation }),
+                Ok(Ok(channel)) => return Ok(Opened { channel, generation, returned }),
                 Ok(Err(error)) => debug!(%error, "no channel on this connection"),
                 Err(_) => debug!("the broker does not open a channel"),
             }
@@ -200,7 +215,7 @@ impl Drop for Shared {
 }
 
 /// One try at one host. The sieve stands inside of TLS, where the frames are.
-async fn open(mut uri: AMQPUri, name: &str, access: Arc<Access>) -> Result<Arc<Connection>, Fault> {
+async fn open(mut uri: AMQPUri, name: &str, access: Arc<Access>) -> Result<Wire, Fault> {
     if access.password.is_some() {
         let reading = Arc::clone(&access);
         // A disk that hangs must not hold up the heartbeats of other connections.
@@ -213,14 +228,16 @@ async fn open(mut uri: AMQPUri, name: &str, access: Arc<Access>) -> Result<Arc<C
     let properties = ConnectionProperties::default().with_connection_name(name.into());
     let runtime = TokioRuntime::tokio_with_handle(io::handle().clone());
     let sifting = Sifting(runtime.clone()).into();
-    let files = Arc::clone(&access);
+    let (files, returned) = (Arc::clone(&access), Arc::new(Returned::default()));
+    let noted = Arc::clone(&returned);
     let socket = async move |uri: AMQPUri, _| {
         let dialled = tls::dial(&uri, &files, &runtime).await;
-        let sieved = dialled.map(|stream| AsyncTcpStream::Plain(Sieve::new(stream)));
+        let sieved =
+            dialled.map(|stream| AsyncTcpStream::Plain(Sieve::new(stream, Arc::clone(&noted))));
         sieved.map_err(|fault| std::io::Error::other(fault).into())
     };
     match Connection::connector(uri.clone(), sifting, socket, properties).await {
-        Ok(connection) => Ok(Arc::new(connection)),
+        Ok(connection) => Ok((Arc::new(connection), returned)),
         Err(error) => Err(refused(&error, &uri, &access).await),
     }
 }
@@ -272,7 +289,7 @@ impl Supervisor {
                     Err(fault) => self.lost(fault),
                 },
                 Action::Watch => match &connection {
-                    Some(watched) => {
+                    Some((watched, _)) => {
                         let blocked = matches!(state.phase, Phase::Blocked { .. });
                         let event = self.watch(watched, blocked).await;
                         self.tell_blocked(&state, &event);
@@ -302,7 +319,7 @@ impl Supervisor {
     }
 
     /// Connects to the first host that answers.
-    async fn connect(&mut self) -> Result<Arc<Connection>, Fault> {
+    async fn connect(&mut self) -> Result<Wire, Fault> {
         let (name, access) = (&self.name, Arc::new(self.config.access.clone()));
         let dialing = self.dialer.dial(|uri| open(uri, name, Arc::clone(&access)));
         tokio::select! {
@@ -381,15 +398,18 @@ impl Supervisor {
         }
     }
 
-    fn publish(&mut self, state: &State, connection: &Option<Arc<Connection>>) {
+    fn publish(&mut self, state: &State, wire: &Option<Wire>) {
+        let connection = wire.as_ref().map(|(connection, _)| connection);
         let blocked = matches!(state.phase, Phase::Blocked { .. });
         self.meter.note(connection.is_some(), blocked, state.generation);
         self.tell.send_modify(|status| {
             if connection.is_some() {
                 status.last_fault = None;
             }
-            status.connection.clone_from(connection);
-            status.host = connection.as_ref().and_then(|_| self.dialer.host());
+            status.connection = connection.cloned();
+            status.returned =
+                wire.as_ref().map(|(_, returned)| Arc::clone(returned)).unwrap_or_default();
+            status.host = connection.and_then(|_| self.dialer.host());
             status.generation = state.generation;
             status.blocked = match &state.phase {
                 Phase::Blocked { because } => Some(because.clone()),
@@ -398,9 +418,9 @@ impl Supervisor {
         });
     }
 
-    async fn close(&self, connection: Option<Arc<Connection>>) {
+    async fn close(&self, wire: Option<Wire>) {
         self.tell.send_modify(|status| (status.connection, status.host) = (None, None));
-        if let Some(connection) = connection {
+        if let Some((connection, _)) = wire {
             _ = time::timeout(CLOSE_DEADLINE, connection.close(200, "done".into())).await;
         }
         self.tell.send_modify(|status| status.closed = true);

@@ -159,7 +159,7 @@ impl Declarer {
                 other => return Err(TopologyError::Broker { what, because: other.to_string() }),
             }
         }
-        let Opened { channel, generation } = opened;
+        let Opened { channel, generation, .. } = opened;
         _ = time::timeout(patience(deadline), channel.close(200, "declared".into())).await;
         Ok(Some(generation))
     }

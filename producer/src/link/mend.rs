@@ -119,6 +119,44 @@ pub fn shorten(frame: &[u8], most: usize) -> Option<Shortened> {
     Some(Shortened { frame: whole, names })
 }
 
+/// Whether the broker begins to give back a message with this frame.
+pub(super) fn is_return(frame: &[u8]) -> bool {
+    frame[0] == METHOD && frame.get(HEAD..HEAD + 4) == Some(&[0, 60, 0, 50])
+}
+
+/// Whether these are a message's properties.
+pub(super) fn is_header(frame: &[u8]) -> bool {
+    frame[0] == HEADER
+}
+
+/// The channel of a whole frame.
+pub(super) fn channel(frame: &[u8]) -> u16 {
+    u16::from_be_bytes([frame[1], frame[2]])
+}
+
+/// The message id in a content header, if there is one.
+pub(super) fn message_id(frame: &[u8]) -> Option<Vec<u8>> {
+    let mut copy = frame[..frame.len() - 1].to_vec();
+    let mut reader = Reader { bytes: &mut copy, at: HEAD, mended: &mut Mended::default() };
+    let flags = reader.before_table()?;
+    if flags & HEADERS != 0 {
+        reader.at = reader.end_of_long()?;
+    }
+    // delivery-mode, priority, correlation-id, reply-to, expiration
+    for (place, property) in b"oosss".iter().enumerate() {
+        match property {
+            _ if flags & (HEADERS >> 1 >> place) == 0 => {}
+            b's' => reader.text()?,
+            _ => reader.skip(1)?,
+        }
+    }
+    if flags & (HEADERS >> 6) == 0 {
+        return None;
+    }
+    let [length] = reader.take::<1>()?;
+    frame.get(reader.at..reader.at + usize::from(length)).map(<[u8]>::to_vec)
+}
+
 /// The longest frame that this connection may carry, if this is the frame that says so.
 pub(super) fn frame_max(frame: &[u8]) -> Option<usize> {
     // connection.tune: channels, frame size, heartbeat
@@ -223,33 +261,37 @@ impl Reader<'_> {
 
     /// A table with all that lies in it, without recursion.
     fn table(&mut self) -> Option<()> {
-        let mut open = vec![Nest { table: true, end: self.end_of_long()? }];
+        let whole = Nest { table: true, end: self.end_of_long()? };
+        // What lies in it: nothing, as a rule, and then there is nothing to allocate.
+        let mut open: Vec<Nest> = Vec::new();
         // The type octet of the outermost array or table that is open, and its end.
         let mut outermost = (0, 0);
-        while let Some(nest) = open.last().copied() {
+        loop {
+            let nest = open.last().copied().unwrap_or(whole);
             if self.at == nest.end {
-                open.pop();
-                continue;
+                match open.pop() {
+                    Some(_) => continue,
+                    None => return Some(()),
+                }
             }
             let type_at =
                 self.at + if nest.table { 1 + usize::from(self.bytes[self.at]) } else { 0 };
-            match self.member(nest, open.len() < DEEPEST) {
+            match self.member(nest, open.len() + 1 < DEEPEST) {
                 Some(None) => {}
                 Some(Some(inner)) => {
-                    if open.len() == 1 {
+                    if open.is_empty() {
                         outermost = (type_at, inner.end);
                     }
                     open.push(inner);
                 }
-                None if open.len() == 1 => return None,
+                None if open.is_empty() => return None,
                 None => {
                     self.as_bytes(outermost.0);
                     self.at = outermost.1;
-                    open.truncate(1);
+                    open.clear();
                 }
             }
         }
-        Some(())
     }
 
     /// One member of an array or a table: what is to be read next, if it holds others.

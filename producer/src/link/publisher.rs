@@ -1,44 +1,65 @@
-//! Confirmed, mandatory, windowed publishing that outlives connections.
+//! Confirmed, mandatory publishing that outlives connections.
 //! In: messages, each with a deadline. Out: one verdict each. What a lost connection leaves without
 //! a verdict is sent again under the same id until its deadline.
 
-use std::collections::HashSet;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-use lapin::Channel;
 use lapin::options::ConfirmSelectOptions;
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{self, Instant};
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::connection::Link;
 use super::fault::Fault;
 use super::io;
-use super::window::{self, Message, Sent};
+use super::window::{Sent, Window};
+use crate::wire::envelope::Envelope;
 
-/// Messages that one channel has in flight.
-const WINDOW: usize = 256;
-/// Two channels taking turns hide the wait at the end of a window.
-const LANES: usize = 2;
-/// With the two windows in flight a producer holds 1,000 jobs or 8 MiB before `publish` itself
-/// waits: back-pressure, not growth.
-const WAITING_JOBS: usize = 1_000 - LANES * WINDOW;
-const WAITING_BYTES: usize = 8 * 1024 * 1024;
+/// A producer holds 1,000 jobs or 8 MiB, under way or waiting, before `publish` itself waits:
+/// back-pressure, not growth.
+const ROOM: usize = 8 * 1024 * 1024;
+const LIGHTEST: usize = ROOM / 1_000;
+/// Messages that are taken at once.
+const BATCH: usize = 256;
 /// How often a lane without a connection looks which callers still wait.
 const LOOK: Duration = Duration::from_secs(1);
 /// Longest that the broker may take to open a channel.
 const OPENING: Duration = Duration::from_secs(10);
 
-/// Hands messages to the lanes.
+/// Hands messages to the lane.
 #[derive(Debug, Clone)]
 pub(crate) struct Publisher {
-    requests: mpsc::Sender<Request>,
-    bytes: Arc<Semaphore>,
+    /// Unbounded as a type; the room bounds it.
+    requests: mpsc::UnboundedSender<Request>,
+    room: Arc<Semaphore>,
     /// Everybody who waits for a verdict.
     callers: TaskTracker,
     link: Link,
+}
+
+/// One message, shared by its caller and its lane.
+#[derive(Debug)]
+pub(crate) struct Message {
+    pub(crate) envelope: Envelope,
+    pub(crate) exchange: Arc<str>,
+    /// `None`: the queue.
+    pub(crate) routing_key: Option<String>,
+    claim: Claim,
+}
+
+impl Message {
+    /// To the queue of its envelope, through this exchange.
+    pub(crate) fn new(envelope: Envelope, exchange: Arc<str>, routing_key: Option<String>) -> Self {
+        Self { envelope, exchange, routing_key, claim: Claim::default() }
+    }
+
+    pub(crate) fn routing_key(&self) -> &str {
+        self.routing_key.as_deref().unwrap_or(&self.envelope.queue)
+    }
 }
 
 /// What became of a publish that got an answer.
@@ -58,15 +79,43 @@ pub(crate) struct NoAnswer {
     pub(crate) because: String,
 }
 
+/// A message on its way.
 #[derive(Debug)]
-struct Request {
-    message: Message,
-    answer: oneshot::Sender<Result<Answer, NoAnswer>>,
+pub(crate) struct Request {
+    pub(super) message: Arc<Message>,
+    ear: Ear,
     /// A connection was lost while it was under way: whatever the broker says of the next try, the
     /// one before may have arrived.
     doubtful: bool,
-    claim: Arc<Claim>,
-    _bytes: OwnedSemaphorePermit,
+    _room: OwnedSemaphorePermit,
+}
+
+/// Who waits for the verdict.
+#[derive(Debug)]
+enum Ear {
+    One(oneshot::Sender<Result<Answer, NoAnswer>>),
+    /// A caller of many, with the place that the message has there.
+    Many(u64, mpsc::UnboundedSender<Landed>),
+}
+
+/// The verdict of the message at this place.
+pub(crate) type Landed = (u64, Result<Answer, NoAnswer>);
+
+impl Ear {
+    fn is_closed(&self) -> bool {
+        match self {
+            Self::One(caller) => caller.is_closed(),
+            Self::Many(_, caller) => caller.is_closed(),
+        }
+    }
+
+    /// Nobody waits any more: the verdict is nobody's business.
+    fn tell(self, answer: Result<Answer, NoAnswer>) {
+        match self {
+            Self::One(caller) => _ = caller.send(answer),
+            Self::Many(place, caller) => _ = caller.send((place, answer)),
+        }
+    }
 }
 
 /// Who was first: the lane that sends the message, or the caller that stops waiting for it. So
@@ -89,6 +138,10 @@ impl Claim {
         self.settle(Self::GONE) == Self::SENT
     }
 
+    fn is_left(&self) -> bool {
+        self.0.load(Ordering::Acquire) == Self::GONE
+    }
+
     fn settle(&self, state: u8) -> u8 {
         let (success, failure) = (Ordering::AcqRel, Ordering::Acquire);
         match self.0.compare_exchange(Self::WAITING, state, success, failure) {
@@ -100,44 +153,45 @@ impl Claim {
 
 impl Publisher {
     pub(crate) fn new(link: Link) -> Self {
-        let (requests, waiting) = mpsc::channel(WAITING_JOBS);
-        let waiting = Arc::new(Mutex::new(waiting));
-        for _ in 0..LANES {
-            let lane = Lane {
-                link: link.clone(),
-                waiting: Arc::clone(&waiting),
-                again: Vec::new(),
-                channel: None,
-                alone: false,
-            };
-            io::handle().spawn(lane.run());
-        }
-        let bytes = Arc::new(Semaphore::new(WAITING_BYTES));
-        Self { requests, bytes, callers: TaskTracker::new(), link }
+        let (requests, waiting) = mpsc::unbounded_channel();
+        let lane = Lane {
+            link: link.clone(),
+            waiting,
+            fresh: Vec::with_capacity(BATCH),
+            again: VecDeque::new(),
+            window: None,
+            verdicts: Vec::new(),
+            alone: false,
+        };
+        io::handle().spawn(lane.run());
+        let room = Arc::new(Semaphore::new(ROOM));
+        Self { requests, room, callers: TaskTracker::new(), link }
     }
 
     /// Waits for the verdict until `deadline`. Dropping the future does not recall the message.
     pub(crate) async fn publish(
         &self,
-        message: Message,
+        message: &Arc<Message>,
         deadline: Instant,
     ) -> Result<Answer, NoAnswer> {
         let _caller = self.callers.token();
-        let claim = Arc::new(Claim::default());
         let wait = async {
-            let weight = message.payload.len().clamp(1, WAITING_BYTES) as u32;
-            let bytes = Arc::clone(&self.bytes).acquire_many_owned(weight).await.ok()?;
+            let room = Arc::clone(&self.room).acquire_many_owned(weight(message)).await.ok()?;
             let (answer, verdict) = oneshot::channel();
-            let claim = Arc::clone(&claim);
-            let request = Request { message, answer, doubtful: false, claim, _bytes: bytes };
-            self.requests.send(request).await.ok()?;
+            self.requests.send(Request::new(message, Ear::One(answer), room)).ok()?;
             verdict.await.ok()
         };
         match time::timeout_at(deadline, wait).await {
             Ok(Some(answer)) => answer,
-            Ok(None) => Err(self.no_answer(&claim, "the producer was closed")),
-            Err(_) => Err(self.no_answer(&claim, "the broker did not confirm it")),
+            Ok(None) => Err(self.no_answer(message, "the producer was closed")),
+            Err(_) => Err(self.overdue(message)),
         }
+    }
+
+    /// Begins to publish many, whose verdicts come together.
+    pub(crate) fn bulk(&self) -> Bulk {
+        let (ear, verdicts) = mpsc::unbounded_channel();
+        Bulk { publisher: self.clone(), ear, verdicts, _caller: self.callers.token() }
     }
 
     /// Waits until nobody waits for a verdict any more, at most until `deadline`.
@@ -146,23 +200,69 @@ impl Publisher {
         _ = time::timeout_at(deadline, self.callers.wait()).await;
     }
 
-    fn no_answer(&self, claim: &Claim, otherwise: &str) -> NoAnswer {
-        let may_have_arrived = claim.leave();
+    fn overdue(&self, message: &Message) -> NoAnswer {
+        self.no_answer(message, "the broker did not confirm it")
+    }
+
+    fn no_answer(&self, message: &Message, otherwise: &str) -> NoAnswer {
+        let may_have_arrived = message.claim.leave();
         let trouble = self.link.trouble();
         let because = if trouble.is_empty() { otherwise.to_owned() } else { trouble };
         NoAnswer { may_have_arrived, because }
     }
 }
 
-/// The one task that owns a publishing channel.
+fn weight(message: &Message) -> u32 {
+    message.envelope.payload.len().clamp(LIGHTEST, ROOM) as u32
+}
+
+impl Request {
+    fn new(message: &Arc<Message>, ear: Ear, room: OwnedSemaphorePermit) -> Self {
+        Self { message: Arc::clone(message), ear, doubtful: false, _room: room }
+    }
+}
+
+/// A caller of many: no timer and no channel for each of them.
+#[derive(Debug)]
+pub(crate) struct Bulk {
+    publisher: Publisher,
+    ear: mpsc::UnboundedSender<Landed>,
+    verdicts: mpsc::UnboundedReceiver<Landed>,
+    _caller: TaskTrackerToken,
+}
+
+impl Bulk {
+    /// Hands over a message whose verdict will name this place. `false`: there is no room now.
+    pub(crate) fn post(&self, place: u64, message: &Arc<Message>) -> bool {
+        let room = Arc::clone(&self.publisher.room).try_acquire_many_owned(weight(message));
+        room.is_ok_and(|room| {
+            let ear = Ear::Many(place, self.ear.clone());
+            self.publisher.requests.send(Request::new(message, ear, room)).is_ok()
+        })
+    }
+
+    /// Waits for verdicts; cancel-safe.
+    pub(crate) async fn landed(&mut self, into: &mut Vec<Landed>) {
+        self.verdicts.recv_many(into, BATCH).await;
+    }
+
+    /// The caller's deadline for a message has passed: it is not waited for any longer.
+    pub(crate) fn leave(&self, message: &Message) -> NoAnswer {
+        self.publisher.overdue(message)
+    }
+}
+
+/// The one task that owns the publishing channel.
 struct Lane {
     link: Link,
-    /// The lanes take turns at it: whoever holds it gathers the next window.
-    waiting: Arc<Mutex<mpsc::Receiver<Request>>>,
-    /// Taken, but without a verdict yet.
-    again: Vec<Request>,
-    channel: Option<Channel>,
-    /// The broker closed the channel over one message of a window: one by one until it is found.
+    waiting: mpsc::UnboundedReceiver<Request>,
+    /// Just taken.
+    fresh: Vec<Request>,
+    /// Taken, but not in flight.
+    again: VecDeque<Request>,
+    window: Option<Window>,
+    verdicts: Vec<(Request, Sent)>,
+    /// The broker closed the channel over one message of several: one by one until it is found.
     alone: bool,
 }
 
@@ -170,89 +270,144 @@ impl Lane {
     /// Ends when every producer is gone and nothing is left to send.
     async fn run(mut self) {
         while self.gather().await {
-            let Some(channel) = self.channel().await else {
-                if self.link.is_over() {
-                    // There will be no answer, and no pause before the next try either: whoever
-                    // waits learns it by losing the request.
-                    self.again.clear();
-                }
-                continue;
-            };
-            let mut window = self.next_window();
-            window.retain(|request| request.claim.send());
-            let messages: Vec<_> = window.iter().map(|request| &request.message).collect();
-            let verdicts = window::publish(&channel, &messages, || self.link.is_blocked()).await;
-            self.settle(window, verdicts);
+            if self.ready().await {
+                self.launch();
+                self.land().await;
+                self.settle();
+            } else if self.link.is_over() {
+                // There will be no answer, and no pause before the next try either: whoever
+                // waits learns it by losing the request.
+                self.again.clear();
+            }
         }
     }
 
-    /// Sees to it that there is something to send. `false`: never again.
+    /// Sees to it that there is something to do. `false`: never again.
     async fn gather(&mut self) -> bool {
-        self.again.retain(|request| !request.answer.is_closed());
-        if !self.again.is_empty() {
+        if self.in_flight() {
             return true;
         }
-        self.alone = false;
-        self.waiting.lock().await.recv_many(&mut self.again, WINDOW).await > 0
+        self.again.retain(|next| !next.ear.is_closed() && !next.message.claim.is_left());
+        if self.again.is_empty() {
+            self.alone = false;
+            self.take().await;
+        }
+        !self.again.is_empty()
     }
 
-    /// The lane's channel in confirm mode; `None` after a while without a connection.
-    async fn channel(&mut self) -> Option<Channel> {
+    fn in_flight(&self) -> bool {
+        self.window.as_ref().is_some_and(|window| !window.is_empty())
+    }
+
+    /// Cancel-safe: what was not taken stays in the channel. Takes nothing once all producers are
+    /// gone.
+    async fn take(&mut self) {
+        self.waiting.recv_many(&mut self.fresh, BATCH).await;
+        self.again.extend(self.fresh.drain(..));
+    }
+
+    /// Whether there is a channel: one with messages in flight, or one to send on. `false` after a
+    /// while without a connection.
+    async fn ready(&mut self) -> bool {
+        if self.in_flight() {
+            return true;
+        }
         if self.link.is_blocked() {
             // What is sent now arrives when the alarm is over, long after its caller was told that
             // it was not confirmed. And each try to open a channel would leave one behind.
             let mut status = self.link.status();
             let over = status.wait_for(|status| status.blocked.is_none());
             _ = time::timeout(LOOK, over).await;
-            return None;
+            return false;
         }
-        if let Some(channel) = &self.channel
-            && channel.status().connected()
-        {
-            return Some(channel.clone());
+        if !self.window.as_ref().is_some_and(Window::is_sound) {
+            self.window = self.open().await;
         }
+        self.window.is_some()
+    }
+
+    /// A channel in confirm mode.
+    async fn open(&self) -> Option<Window> {
         self.link.connected(Instant::now() + LOOK).await.ok()?;
         let deadline = Instant::now() + OPENING;
-        let channel = self.link.channel(deadline).await.ok()?.channel;
-        let confirms = channel.confirm_select(ConfirmSelectOptions::default());
+        let opened = self.link.channel(deadline).await.ok()?;
+        let confirms = opened.channel.confirm_select(ConfirmSelectOptions::default());
         time::timeout_at(deadline, confirms).await.ok()?.ok()?;
-        self.channel = Some(channel.clone());
-        Some(channel)
+        Some(Window::new(opened))
     }
 
-    /// Takes what goes out together: all, or up to the second message with an id that is in it
-    /// already, because returns are told apart by id.
-    fn next_window(&mut self) -> Vec<Request> {
-        let end = if self.alone { 1 } else { before_a_repeated_id(&self.again) };
-        let rest = self.again.split_off(end);
-        std::mem::replace(&mut self.again, rest)
+    /// Sends what waits, up to the first message whose id is in flight already, because returns are
+    /// told apart by id.
+    fn launch(&mut self) {
+        let Some(window) = self.window.as_mut().filter(|window| window.is_sound()) else { return };
+        if self.link.is_blocked() {
+            return;
+        }
+        if self.again.is_empty() && !self.alone {
+            // While verdicts come in there is always something to do: look for new messages too.
+            let fresh = std::iter::from_fn(|| self.waiting.try_recv().ok());
+            self.again.extend(fresh.take(BATCH));
+        }
+        while let Some(next) = self.again.front()
+            && (!self.alone || window.is_empty())
+            && !window.has(&next.message.envelope.id)
+            && let Some(request) = self.again.pop_front()
+        {
+            if request.message.claim.send() {
+                window.launch(request);
+            }
+        }
     }
 
-    fn settle(&mut self, window: Vec<Request>, verdicts: Vec<Sent>) {
-        let only_one = window.len() == 1;
-        let mut unknown = Vec::new();
-        for (mut request, sent) in window.into_iter().zip(verdicts) {
+    /// Waits for something to do: verdicts, or new messages where they can be sent.
+    async fn land(&mut self) {
+        let Some(window) = self.window.as_mut().filter(|window| !window.is_empty()) else { return };
+        let (link, fresh) = (&self.link, &mut self.fresh);
+        let takes = self.again.is_empty()
+            && !self.alone
+            && !self.waiting.is_closed()
+            && window.is_sound()
+            && !link.is_blocked();
+        tokio::select! {
+            biased;
+            // Both are cancel-safe.
+            () = window.landing(|| link.is_blocked()) => {}
+            _ = self.waiting.recv_many(fresh, BATCH), if takes => {
+                self.again.extend(fresh.drain(..));
+            }
+        }
+    }
+
+    /// Tells the verdicts, and keeps those without one for another try.
+    fn settle(&mut self) {
+        let Some(window) = &mut self.window else { return };
+        window.verdicts(&mut self.verdicts);
+        let is_unknown = |sent: &Sent| matches!(sent, Sent::Unknown(_));
+        let only_one = self.verdicts.iter().filter(|(_, sent)| is_unknown(sent)).count() == 1;
+        let mut unknown = VecDeque::new();
+        for (mut request, sent) in self.verdicts.drain(..) {
             let answer = match sent {
                 Sent::Confirmed => Answer::Confirmed,
                 Sent::Unroutable => Answer::Unroutable,
                 Sent::Refused => Answer::Refused,
-                Sent::Unknown(fault) if fault.closes_channel_only() && only_one => {
-                    Answer::Objected(fault)
-                }
                 Sent::Unknown(fault) => {
-                    self.alone |= fault.closes_channel_only();
-                    request.doubtful |= matches!(fault, Fault::Connection(_) | Fault::Silent(_));
-                    unknown.push(request);
-                    continue;
+                    // Also after silence: the late confirms must not be taken for later ones.
+                    self.window = None;
+                    if fault.closes_channel_only() && only_one {
+                        Answer::Objected(fault)
+                    } else {
+                        self.alone |= fault.closes_channel_only();
+                        request.doubtful |=
+                            matches!(fault, Fault::Connection(_) | Fault::Silent(_));
+                        unknown.push_back(request);
+                        continue;
+                    }
                 }
             };
             let answer = if request.doubtful { or_doubt(answer) } else { Ok(answer) };
-            // Nobody waits any more: the verdict is nobody's business.
-            _ = request.answer.send(answer);
+            request.ear.tell(answer);
         }
         if !unknown.is_empty() {
-            // Also after a silent window: its late confirms must not be taken for later ones.
-            self.channel = None;
             unknown.append(&mut self.again);
             self.again = unknown;
         }
@@ -271,10 +426,4 @@ fn or_doubt(answer: Answer) -> Result<Answer, NoAnswer> {
     };
     let because = format!("the connection was lost while it was under way, and then: {refusal}");
     Err(NoAnswer { may_have_arrived: true, because })
-}
-
-fn before_a_repeated_id(requests: &[Request]) -> usize {
-    let mut seen = HashSet::with_capacity(requests.len());
-    let repeated = requests.iter().position(|request| !seen.insert(&request.message.id));
-    repeated.unwrap_or(requests.len())
 }

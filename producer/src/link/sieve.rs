@@ -1,10 +1,12 @@
 //! Stands between the socket and the client library, and mends frames on their way in.
-//! In: a stream of bytes from a broker. Out: the same, with each frame as [`mend`] leaves it.
+//! In: a stream of bytes from a broker. Out: the same, with each frame as [`mend`] leaves it; and a
+//! note of each message that the broker gives back.
 
 use std::future::Future;
 use std::io::{Error, ErrorKind, IoSlice, Result};
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -17,6 +19,7 @@ use lapin::tcp::AsyncTcpStream;
 use tracing::warn;
 
 use super::mend::{self, HEAD, mend, shorten};
+use super::returned::Returned;
 
 /// What is read at once.
 const CHUNK: usize = 64 * 1024;
@@ -43,11 +46,15 @@ struct Frames {
     pass: usize,
     /// What the broker says is the longest frame.
     frame_max: Option<usize>,
+    /// Channels on which a return has begun, and its properties are to come.
+    returning: Vec<u16>,
+    returned: Arc<Returned>,
 }
 
 impl<S> Sieve<S> {
-    pub(crate) fn new(stream: S) -> Self {
-        Self { stream, frames: Frames::default() }
+    /// Notes there what the broker gives back.
+    pub(crate) fn new(stream: S, returned: Arc<Returned>) -> Self {
+        Self { stream, frames: Frames { returned, ..Frames::default() } }
     }
 }
 
@@ -137,6 +144,15 @@ impl Frames {
             // At warn level: somebody publishes what most clients cannot read.
             let (texts, nests) = (mended.texts, mended.nests);
             warn!(texts, nests, "a message has properties that cannot be read as they are");
+        }
+        if mend::is_return(frame) {
+            self.returning.push(mend::channel(frame));
+        } else if !self.returning.is_empty() && mend::is_header(frame) {
+            let channel = mend::channel(frame);
+            if let Some(place) = self.returning.iter().position(|returning| *returning == channel) {
+                self.returning.swap_remove(place);
+                self.returned.note(channel, mend::message_id(frame));
+            }
         }
         let short = self.frame_max.and_then(|most| shorten(frame, most));
         self.frame_max = self.frame_max.or_else(|| mend::frame_max(frame));
@@ -243,13 +259,14 @@ impl Reactor for Sifting {
         address: SocketAddr,
     ) -> impl Future<Output = Result<Self::TcpStream>> + Send + 'static {
         let connect = self.0.tcp_connect_addr(address);
-        async move { Ok(Sieve::new(AsyncTcpStream::Plain(connect.await?))) }
+        async move { Ok(Sieve::new(AsyncTcpStream::Plain(connect.await?), Arc::default())) }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::link::returned::Fate;
 
     fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
         let size = u32::try_from(payload.len()).unwrap().to_be_bytes();
@@ -313,6 +330,34 @@ mod tests {
         for stream in [&b"AMQP\x01\x01\x00\x09\x02\xff\xff"[..], b"HTTP/1.1 400", b""] {
             assert_eq!(sifted(stream, 3), stream);
         }
+    }
+
+    #[test]
+    fn a_return_is_noted_before_the_bytes_after_it_are_handed_on() {
+        let returning = frame(1, b"\0\x3c\0\x32\x01\x38\x08NO_ROUTE\x07forebay\x04mail");
+        let stream = [returning, header(b"back", &[1]), header(b"delivered", &[])].concat();
+        for step in [1, 10, 4_000] {
+            let mut frames = Frames::default();
+            for part in stream.chunks(step) {
+                frames.room()[..part.len()].copy_from_slice(part);
+                frames.filled(part.len());
+                let clean = frames.clean - frames.given;
+                frames.give(&mut vec![0; clean]);
+            }
+            let fates = ["back", "delivered"].map(|id| frames.returned.fate(1, id));
+            assert_eq!(fates, [Fate::Returned, Fate::Routed], "{step}");
+        }
+    }
+
+    #[test]
+    fn a_return_without_an_id_makes_its_channel_unclear() {
+        let returning = frame(1, b"\0\x3c\0\x32\x01\x38\x08NO_ROUTE\x07forebay\x04mail");
+        let stream = [returning, frame(2, &[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])].concat();
+        let mut frames = Frames::default();
+        frames.room()[..stream.len()].copy_from_slice(&stream);
+        frames.filled(stream.len());
+        assert_eq!(frames.returned.fate(1, "any"), Fate::Unclear);
+        assert_eq!(frames.returned.fate(2, "any"), Fate::Routed);
     }
 
     #[test]

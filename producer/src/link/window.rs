@@ -1,32 +1,31 @@
-//! One window of confirmed, mandatory publishes on one channel.
-//! In: messages. Out: one verdict for each, rightly attributed although the client library pins
-//! returned messages to the wrong confirms.
+//! What one channel has in flight: confirmed, mandatory publishes, any number of them at once.
+//! In: messages, one after the other. Out: one verdict for each, as soon as it is there, rightly
+//! attributed although the client library pins returned messages to the wrong confirms.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
+use std::future::poll_fn;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures_util::future;
 use lapin::options::BasicPublishOptions;
-use lapin::{BasicProperties, Channel, Confirmation, Error};
-use tokio::time;
+use lapin::{Channel, Confirmation, Error};
+use tokio::time::{self, Instant, Interval, MissedTickBehavior};
+use tokio_util::sync::ReusableBoxFuture;
 
+use super::connection::Opened;
 use super::fault::Fault;
+use super::publisher::{Message, Request};
+use super::returned::{Fate, Returned};
 
-/// Longest that a whole window waits for its confirms before its channel is given up: a queue
-/// without a leader must not hold up publishes to others for ever. Those that were confirmed in
-/// such a window count as unknown too, because returns are told apart by whole windows only.
+/// Longest that a message waits for its confirm before its channel is given up: a queue without a
+/// leader must not hold up publishes to others for ever.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// One message, ready to be published.
-#[derive(Debug, Clone)]
-pub(crate) struct Message {
-    pub(crate) exchange: String,
-    pub(crate) routing_key: String,
-    pub(crate) properties: BasicProperties,
-    pub(crate) payload: Bytes,
-    pub(crate) id: String,
-}
+/// So long before that nothing more is sent, and the others in flight may still land.
+const LAST_CALL: Duration = Duration::from_secs(2);
+/// How often those behind a message without a verdict are looked at.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// What became of one message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,77 +40,215 @@ pub(crate) enum Sent {
     Unknown(Fault),
 }
 
-/// Publishes all of them, and returns when each has its verdict. The caller owns the channel: no
-/// other task publishes on it (lapin takes tags and queues frames under two locks), and no two
-/// messages of a window have the same id. Time during which the broker blocks us is not counted:
-/// what waits in the socket then arrives when it reads again.
-pub(crate) async fn publish(
-    channel: &Channel,
-    window: &[&Message],
-    blocked: impl Fn() -> bool,
-) -> Vec<Sent> {
-    let confirms = future::join_all(window.iter().map(|message| confirmed(channel, message)));
-    tokio::select! {
-        biased;
-        confirms = confirms => {
-            attribute(window.iter().map(|message| message.id.as_str()), confirms)
-        }
-        () = silence(blocked) => {
-            let silent = Fault::Silent(humantime::format_duration(PATIENCE).to_string());
-            vec![Sent::Unknown(silent); window.len()]
+type Outcome = Result<Confirmation, Error>;
+
+/// The messages that are in flight on one channel. Their owner is the only one that publishes on it:
+/// lapin takes tags and queues frames under two locks.
+pub(crate) struct Window {
+    channel: Arc<Channel>,
+    returned: Arc<Returned>,
+    /// In the order in which they were sent.
+    flying: VecDeque<Flight>,
+    landed: Vec<(Request, Result<Confirmation, Fault>)>,
+    /// Hashes of the ids in flight: returns are told apart by id. Two ids of one hash only wait for
+    /// each other.
+    ids: HashSet<u64>,
+    hasher: RandomState,
+    /// Futures whose memory is used again.
+    spare: Vec<ReusableBoxFuture<'static, Outcome>>,
+    look: Interval,
+    looked: Instant,
+    /// Time in which the broker read what we sent.
+    clock: Duration,
+}
+
+struct Flight {
+    request: Request,
+    id: u64,
+    confirm: ReusableBoxFuture<'static, Outcome>,
+    /// What the clock showed.
+    sent: Duration,
+}
+
+impl Window {
+    /// On a channel in confirm mode.
+    pub(crate) fn new(opened: Opened) -> Self {
+        // The number may have been another channel's.
+        opened.returned.forget(opened.channel.id());
+        let mut look = time::interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self {
+            channel: Arc::new(opened.channel),
+            returned: opened.returned,
+            flying: VecDeque::new(),
+            landed: Vec::new(),
+            ids: HashSet::new(),
+            hasher: RandomState::new(),
+            spare: Vec::new(),
+            look,
+            looked: Instant::now(),
+            clock: Duration::ZERO,
         }
     }
-}
 
-async fn silence(blocked: impl Fn() -> bool) {
-    const STEP: Duration = Duration::from_secs(1);
-    let mut silent = Duration::ZERO;
-    while silent < PATIENCE {
-        time::sleep(STEP).await;
-        if !blocked() {
-            silent += STEP;
+    pub(crate) fn is_empty(&self) -> bool {
+        self.flying.is_empty() && self.landed.is_empty()
+    }
+
+    /// Whether the channel is there, and nothing in flight is about to cost it.
+    pub(crate) fn is_sound(&self) -> bool {
+        self.channel.status().connected() && self.age() < PATIENCE - LAST_CALL
+    }
+
+    /// Whether a message with this id is in flight.
+    pub(crate) fn has(&self, id: &str) -> bool {
+        self.ids.contains(&self.hasher.hash_one(id))
+    }
+
+    /// Sends a message that has no namesake in flight.
+    pub(crate) fn launch(&mut self, request: Request) {
+        if self.flying.is_empty() {
+            // Nobody has looked for a while.
+            self.looked = Instant::now();
+        }
+        let publish = publish(Arc::clone(&self.channel), Arc::clone(&request.message));
+        let mut confirm = match self.spare.pop() {
+            Some(mut spare) => {
+                spare.set(publish);
+                spare
+            }
+            None => ReusableBoxFuture::new(publish),
+        };
+        let id = self.hasher.hash_one(&request.message.envelope.id);
+        // The first poll puts it into the client library's hands. Nobody needs to be woken when it
+        // is written: the first in flight alone is waited for.
+        match confirm.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(outcome) => self.landed.push((request, outcome.map_err(Fault::from))),
+            Poll::Pending => {
+                self.ids.insert(id);
+                self.flying.push_back(Flight { request, id, confirm, sent: self.clock });
+            }
         }
     }
-}
 
-async fn confirmed(channel: &Channel, message: &Message) -> Result<Confirmation, Error> {
-    let options = BasicPublishOptions { mandatory: true, ..Default::default() };
-    let (exchange, key) = (message.exchange.as_str().into(), message.routing_key.as_str().into());
-    let properties = message.properties.clone();
-    channel.basic_publish(exchange, key, options, &message.payload, properties).await?.await
-}
-
-/// Returns are matched by the message id inside them: the confirm they hang on is another one's
-/// whenever the broker acks several at once. Exact as long as the whole window is looked at.
-fn attribute<'a>(
-    ids: impl Iterator<Item = &'a str>,
-    confirms: Vec<Result<Confirmation, Error>>,
-) -> Vec<Sent> {
-    let mut returned = HashSet::new();
-    let verdicts: Vec<_> = confirms
-        .into_iter()
-        .map(|confirm| match confirm {
-            Ok(Confirmation::Ack(message)) => {
-                returned.extend(message.and_then(|message| id_of(&message.properties)));
-                Sent::Confirmed
+    /// Waits until there is a verdict, or it is time to look at those that are not the first in
+    /// flight. Cancel-safe: what has landed stays here until it is taken.
+    pub(crate) async fn landing(&mut self, blocked: impl Fn() -> bool) {
+        poll_fn(|cx| {
+            self.land(cx);
+            if !self.landed.is_empty() {
+                return Poll::Ready(());
             }
-            Ok(Confirmation::Nack(message)) => {
-                returned.extend(message.and_then(|message| id_of(&message.properties)));
-                Sent::Refused
+            if self.look.poll_tick(cx).is_ready() {
+                self.look_at_all(blocked());
+                return Poll::Ready(());
             }
-            Ok(Confirmation::NotRequested) => {
-                Sent::Unknown(Fault::Channel("confirms are off on this channel".to_owned()))
-            }
-            Err(error) => Sent::Unknown(error.into()),
+            Poll::Pending
         })
-        .collect();
-    if returned.is_empty() {
-        return verdicts;
+        .await;
     }
-    let pairs = ids.zip(verdicts);
-    pairs.map(|(id, sent)| if returned.contains(id) { Sent::Unroutable } else { sent }).collect()
+
+    /// The verdicts that are there. After one that is unknown nothing is in flight any more, and the
+    /// channel is not to be used again.
+    pub(crate) fn verdicts(&mut self, into: &mut Vec<(Request, Sent)>) {
+        self.attribute(into);
+        let unknown = into.iter().find_map(|(_, sent)| match sent {
+            Sent::Unknown(fault) => Some(fault.clone()),
+            _ => None,
+        });
+        let silent = (self.age() >= PATIENCE)
+            .then(|| Fault::Silent(humantime::format_duration(PATIENCE).to_string()));
+        if let Some(fault) = unknown.or(silent) {
+            self.abandon(&fault);
+            self.attribute(into);
+        }
+    }
+
+    /// Takes what has landed from the front on. Confirms come nearly in the order of the messages,
+    /// so to be woken by the first is enough.
+    fn land(&mut self, cx: &mut Context<'_>) {
+        while let Some(first) = self.flying.front_mut()
+            && let Poll::Ready(outcome) = first.confirm.poll(cx)
+            && let Some(flight) = self.flying.pop_front()
+        {
+            self.landed(flight, outcome);
+        }
+    }
+
+    /// Takes what has landed anywhere: one slow queue must not hold up the verdicts of others.
+    fn look_at_all(&mut self, blocked: bool) {
+        let now = Instant::now();
+        if !blocked {
+            // A machine that slept has not waited.
+            self.clock += (now - self.looked).min(Duration::from_secs(1));
+        }
+        self.looked = now;
+        for mut flight in std::mem::take(&mut self.flying) {
+            match flight.confirm.poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(outcome) => self.landed(flight, outcome),
+                Poll::Pending => self.flying.push_back(flight),
+            }
+        }
+    }
+
+    fn landed(&mut self, flight: Flight, outcome: Outcome) {
+        self.ids.remove(&flight.id);
+        self.spare.push(flight.confirm);
+        self.landed.push((flight.request, outcome.map_err(Fault::from)));
+    }
+
+    /// Nothing more comes, but for verdicts that are there already.
+    fn abandon(&mut self, fault: &Fault) {
+        for mut flight in self.flying.drain(..) {
+            let outcome = match flight.confirm.poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(outcome) => outcome.map_err(Fault::from),
+                Poll::Pending => Err(fault.clone()),
+            };
+            self.landed.push((flight.request, outcome));
+        }
+        self.ids.clear();
+    }
+
+    /// Whether a message was returned is asked by its id: the confirm that the client library hangs
+    /// a return on is another one's whenever the broker acks several at once.
+    fn attribute(&mut self, into: &mut Vec<(Request, Sent)>) {
+        let (returned, channel) = (&self.returned, self.channel.id());
+        into.extend(self.landed.drain(..).map(|(request, outcome)| {
+            let fate = || returned.fate(channel, &request.message.envelope.id);
+            let sent = match outcome {
+                Ok(Confirmation::NotRequested) => {
+                    Sent::Unknown(Fault::Closed("confirms are off on this channel".to_owned()))
+                }
+                Ok(confirm) => match fate() {
+                    Fate::Routed if confirm.is_ack() => Sent::Confirmed,
+                    Fate::Routed => Sent::Refused,
+                    Fate::Returned => Sent::Unroutable,
+                    Fate::Unclear => Sent::Unknown(Fault::Closed(
+                        "the broker gave back a message that cannot be told from others".to_owned(),
+                    )),
+                },
+                Err(fault) => Sent::Unknown(fault),
+            };
+            (request, sent)
+        }));
+    }
+
+    /// How long the oldest in flight has been waiting, not counting the time in which the broker
+    /// blocks us: what waits in the socket then arrives when it reads again.
+    fn age(&self) -> Duration {
+        self.flying.front().map_or(Duration::ZERO, |first| self.clock - first.sent)
+    }
 }
 
-fn id_of(properties: &BasicProperties) -> Option<String> {
-    properties.message_id().as_ref().map(|id| id.as_str().to_owned())
+impl Drop for Window {
+    fn drop(&mut self) {
+        self.returned.forget(self.channel.id());
+    }
+}
+
+async fn publish(channel: Arc<Channel>, message: Arc<Message>) -> Outcome {
+    let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+    let (exchange, key) = (message.exchange.as_ref().into(), message.routing_key().into());
+    let (payload, properties) = (&message.envelope.payload, message.envelope.properties());
+    channel.basic_publish(exchange, key, options, payload, properties).await?.await
 }
