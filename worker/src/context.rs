@@ -68,6 +68,15 @@ impl<S> Context<S> {
         Self { run: Arc::new(run) }
     }
 
+    pub(crate) fn run(&self) -> Arc<Run<S>> {
+        Arc::clone(&self.run)
+    }
+
+    /// Cancelled when the result no longer matters, but for the deadline.
+    pub(crate) fn stop(&self) -> &CancellationToken {
+        &self.run.cancelled
+    }
+
     pub(crate) fn put_claim(&self, number: u64) {
         _ = self.run.claim.set(number);
     }

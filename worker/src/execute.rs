@@ -67,9 +67,9 @@ impl<S: Send + Sync + 'static> App<S> {
         self.registry.find(envelope.kind.as_deref()?)
     }
 
-    /// The retry policy that applies to a job.
-    pub(crate) fn retry(&self, envelope: &Envelope) -> Retry {
-        self.handler(envelope).map_or_else(Retry::default, |handler| handler.options.retry)
+    /// The retry policy that applies to a job of this handler, or of none.
+    pub(crate) fn retry(handler: Option<&Handler<S>>) -> Retry {
+        handler.map_or_else(Retry::default, |handler| handler.options.retry)
     }
 
     /// Runs a job once.
@@ -82,17 +82,15 @@ impl<S: Send + Sync + 'static> App<S> {
         producers: &Arc<LazyProducer>,
         running: &Arc<Running>,
     ) -> (Outcome, Context<S>) {
-        let handler = self.handler(&envelope).cloned();
-        let timeout = handler.as_ref().map_or(Duration::ZERO, |handler| handler.options.timeout);
+        let handler = self.handler(&envelope).map(Arc::as_ref);
+        let timeout = handler.map_or(Duration::ZERO, |handler| handler.options.timeout);
         let namespace = producers.namespace();
         // Before the clock of the handler's timeout starts.
-        let admitted = match self.prepare(handler.as_deref(), namespace, &envelope, now_ms) {
-            Ok(ready) => {
-                match self.enter(handler.as_deref(), namespace, &envelope, cancelled).await {
-                    Ok(guard) => Ok((ready, guard)),
-                    Err(outcome) => Err(outcome),
-                }
-            }
+        let admitted = match self.prepare(handler, namespace, &envelope, now_ms) {
+            Ok(ready) => match self.enter(handler, namespace, &envelope, cancelled).await {
+                Ok(guard) => Ok((ready, guard)),
+                Err(outcome) => Err(outcome),
+            },
             Err(outcome) => Err(outcome),
         };
         let stop = match &admitted {
@@ -100,16 +98,16 @@ impl<S: Send + Sync + 'static> App<S> {
             _ => cancelled.clone(),
         };
         let (state, producers) = (Arc::clone(&self.state), Arc::clone(producers));
-        let cx = Context::new(state, envelope, after(timeout), stop.clone(), producers);
+        let cx = Context::new(state, envelope, after(timeout), stop, producers);
         cx.put_place(place);
         let _listed = running.begin(&cx);
         let outcome = match admitted {
             Err(outcome) => outcome,
-            Ok((ready, None)) => self.attempt(ready, cx.clone(), timeout, &stop).await,
+            Ok((ready, None)) => self.attempt(ready, &cx, timeout).await,
             Ok((ready, Some(guard))) => {
                 cx.put_claim(guard.number());
-                let outcome = self.attempt(ready, cx.clone(), timeout, &stop).await;
-                guard.leave(outcome, cx.thread_ended()).await
+                let outcome = self.attempt(ready, &cx, timeout).await;
+                Box::pin(guard.leave(outcome, cx.thread_ended())).await
             }
         };
         (outcome, cx)
@@ -124,7 +122,8 @@ impl<S: Send + Sync + 'static> App<S> {
     ) -> Result<Option<Guard>, Outcome> {
         match &self.idempotency {
             Some(rules) if handler.is_some_and(|handler| handler.options.idempotent) => {
-                Guard::enter(rules, namespace, job, cancelled).await
+                // In a box of its own, so that the task of every job need not be as large.
+                Box::pin(Guard::enter(rules, namespace, job, cancelled)).await
             }
             _ => Ok(None),
         }
@@ -167,23 +166,17 @@ impl<S: Send + Sync + 'static> App<S> {
 
     /// The handler's future, within its time. Dropping it at the timeout or when the run is
     /// cancelled ends an async handler; a blocking one sees it in its context.
-    async fn attempt(
-        &self,
-        ready: Ready<S>,
-        cx: Context<S>,
-        timeout: Duration,
-        cancelled: &CancellationToken,
-    ) -> Outcome {
-        let (deadline, seen) = (cx.deadline(), cx.clone());
+    async fn attempt(&self, ready: Ready<S>, cx: &Context<S>, timeout: Duration) -> Outcome {
+        let given = cx.clone();
         // Called inside the future, so that a panic before the first await is caught as well.
         let chain = Next::new(Arc::clone(&self.middleware), ready);
-        let run = AssertUnwindSafe(async move { chain.run(cx).await }).catch_unwind();
-        let timed = time::timeout_at(deadline, run);
-        match cancelled.run_until_cancelled(timed).await {
+        let run = AssertUnwindSafe(async move { chain.run(given).await }).catch_unwind();
+        let timed = time::timeout_at(cx.deadline(), run);
+        match unless_cancelled(cx.stop(), timed).await {
             None => Outcome::Cancelled,
             Some(Err(_)) => Outcome::TimedOut(timeout),
             Some(Ok(Err(panic))) => Outcome::Panicked(panic_message(panic.as_ref())),
-            Some(Ok(Ok(Ok(output)))) if seen.is_duplicate() => Outcome::Duplicate(Some(output)),
+            Some(Ok(Ok(Ok(output)))) if cx.is_duplicate() => Outcome::Duplicate(Some(output)),
             Some(Ok(Ok(Ok(output)))) => Outcome::Done(output),
             Some(Ok(Ok(Err(error)))) => Outcome::Failed(error),
         }
@@ -198,6 +191,22 @@ impl<S: Send + Sync + 'static> App<S> {
         let mut known: Vec<_> = self.registry.iter().map(|handler| handler.kind.as_str()).collect();
         known.sort_unstable();
         format!("no handler for kind `{kind}` in this worker, which knows {}", known.join(", "))
+    }
+}
+
+/// As `run_until_cancelled`, which registers for the cancellation even where the future is done at
+/// once: all jobs of a queue would do so at one lock.
+async fn unless_cancelled<T>(
+    cancelled: &CancellationToken,
+    future: impl Future<Output = T>,
+) -> Option<T> {
+    if cancelled.is_cancelled() {
+        return None;
+    }
+    tokio::select! {
+        biased;
+        done = future => Some(done),
+        () = cancelled.cancelled() => None,
     }
 }
 

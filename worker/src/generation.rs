@@ -3,6 +3,8 @@
 //! that is said on it is believed: the broker has taken its deliveries back.
 
 use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use forebay_producer::link::fault::{Fault, answered};
@@ -32,7 +34,7 @@ pub(crate) struct Generation {
     /// What runs is to stop: lost, or the grace period is over.
     pub(crate) stop: CancellationToken,
     /// The broker has taken the deliveries back.
-    lost: CancellationToken,
+    lost: Arc<AtomicBool>,
     settled: mpsc::UnboundedSender<(u64, How)>,
 }
 
@@ -45,8 +47,8 @@ impl Generation {
     ) -> (Self, JoinHandle<()>) {
         // Bounded by the prefetch: each outstanding tag is settled once.
         let (settled, tags) = mpsc::unbounded_channel();
-        let lost = CancellationToken::new();
-        let task = tokio::spawn(acknowledge(channel.clone(), prefetch, tags, lost.clone()));
+        let lost = Arc::new(AtomicBool::new(false));
+        let task = tokio::spawn(acknowledge(channel.clone(), prefetch, tags, Arc::clone(&lost)));
         let generation = Self {
             channel,
             jobs: TaskTracker::new(),
@@ -60,9 +62,14 @@ impl Generation {
 
     /// Hands a settled tag to the acknowledging task; on a lost generation it goes nowhere.
     pub(crate) fn settle(&self, tag: u64, how: How) {
-        if !self.lost.is_cancelled() {
+        if !self.lost.load(Ordering::Acquire) {
             _ = self.settled.send((tag, how));
         }
+    }
+
+    /// Whether what was not started is to go back.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.giving_back.is_cancelled() || self.stop.is_cancelled()
     }
 
     /// Runs a future for as long as the delivery is ours to settle.
@@ -72,7 +79,7 @@ impl Generation {
 
     /// The broker has taken everything back: stop what runs, believe nothing.
     pub(crate) fn lose(&self) {
-        self.lost.cancel();
+        self.lost.store(true, Ordering::Release);
         self.stop.cancel();
         self.jobs.close();
     }
@@ -81,7 +88,7 @@ impl Generation {
 impl fmt::Debug for Generation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Generation")
-            .field("lost", &self.lost.is_cancelled())
+            .field("lost", &self.lost.load(Ordering::Acquire))
             .finish_non_exhaustive()
     }
 }
@@ -91,7 +98,7 @@ async fn acknowledge(
     channel: Channel,
     prefetch: u16,
     mut tags: mpsc::UnboundedReceiver<(u64, How)>,
-    lost: CancellationToken,
+    lost: Arc<AtomicBool>,
 ) {
     let mut acker = Acker::new(prefetch);
     let (mut batch, mut orders) = (Vec::with_capacity(BATCH), Vec::new());
@@ -113,7 +120,7 @@ async fn acknowledge(
         }
         due = acker.holds_back().then(|| due.unwrap_or_else(|| Instant::now() + HOLD));
         for order in orders.drain(..) {
-            if lost.is_cancelled() {
+            if lost.load(Ordering::Acquire) {
                 return;
             }
             if let Err(fault) = send(&channel, order).await {

@@ -21,6 +21,7 @@ use crate::builder::{QueueOptions, give_back_after, start_within};
 use crate::context::{Context, LazyProducer};
 use crate::execute::App;
 use crate::generation::Generation;
+use crate::handler::Handler;
 use crate::load::{self, Here, Load};
 use crate::meter::QueueMeter;
 use crate::running::Running;
@@ -93,32 +94,40 @@ impl<S: Send + Sync + 'static> Intake<S> {
         let give_back_at = after(give_back_after(self.consumer_timeout));
         let tag = delivery.delivery_tag;
         let job = self.envelope(delivery);
+        let handler = self.app.handler(&job).map(Arc::as_ref);
         let mut here = self.load.deliver(load::due_ms(&job).unwrap_or_else(now_ms));
         let settlement = Settlement { generation, tag, producers: &self.producers, give_back_at };
-        if let Some(verdict) = self.suspect(&job) {
+        if let Some(verdict) = self.suspect(handler, &job) {
             *span = telemetry::span(&job, self.producers.exchange());
-            return self.settle(settlement, &job, verdict).instrument(span.clone()).await;
+            let settling = self.settle(settlement, &job, verdict, &mut here);
+            return settling.instrument(span.clone()).await;
         }
-        let Some(places) = self.place(generation, &job).await else {
-            return self.settle(settlement, &job, Verdict::GiveBack).await;
+        let Some(places) = self.place(generation, handler, &job).await else {
+            return self.settle(settlement, &job, Verdict::GiveBack, &mut here).await;
         };
-        self.begins(&job, &mut here);
+        let now_ms = self.begins(&job, &mut here);
         let Places { of_handler, of_queue: _until_settled } = places;
         *span = telemetry::span(&job, self.producers.exchange());
         let work = async {
-            let (verdict, cx) = self.run(generation, job, of_handler).await;
-            self.settle(settlement, cx.envelope(), verdict).await;
+            let (verdict, cx) = self.run(generation, handler, job, now_ms, of_handler).await;
+            self.settle(settlement, cx.envelope(), verdict, &mut here).await;
             // Unless a thread that cannot be stopped still holds it.
             drop(cx.take_place());
         };
         work.instrument(span.clone()).await;
     }
 
-    async fn settle(&self, settlement: Settlement<'_>, job: &Envelope, verdict: Verdict) {
+    async fn settle(
+        &self,
+        settlement: Settlement<'_>,
+        job: &Envelope,
+        verdict: Verdict,
+        here: &mut Here,
+    ) {
         telemetry::decided(&self.counts, job, &verdict);
         self.meter.decided(job, &verdict);
         if settlement.apply(job, verdict).await != How::GiveBack {
-            self.load.settled();
+            here.settled();
         }
     }
 
@@ -129,11 +138,14 @@ impl<S: Send + Sync + 'static> Intake<S> {
         self.meter.unseen();
     }
 
-    fn begins(&self, job: &Envelope, here: &mut Here) {
+    /// Says what time it is.
+    fn begins(&self, job: &Envelope, here: &mut Here) -> u64 {
         here.begins();
-        if let Some(waited) = load::waited(job, now_ms()) {
+        let now_ms = now_ms();
+        if let Some(waited) = load::waited(job, now_ms) {
             self.meter.waited(waited);
         }
+        now_ms
     }
 
     fn envelope(&self, delivery: Delivery) -> Envelope {
@@ -151,13 +163,13 @@ impl<S: Send + Sync + 'static> Intake<S> {
         job
     }
 
-    fn suspect(&self, job: &Envelope) -> Option<Verdict> {
-        verdict::suspect(job, self.options.max_crashes, &self.facts(job))
+    fn suspect(&self, handler: Option<&Handler<S>>, job: &Envelope) -> Option<Verdict> {
+        verdict::suspect(job, self.options.max_crashes, &self.facts(handler))
     }
 
-    fn facts(&self, job: &Envelope) -> Facts<'_> {
+    fn facts(&self, handler: Option<&Handler<S>>) -> Facts<'_> {
         Facts {
-            retry: self.app.retry(job),
+            retry: App::retry(handler),
             chance: fastrand::f64(),
             now_ms: now_ms(),
             worker: &self.app.name,
@@ -165,8 +177,28 @@ impl<S: Send + Sync + 'static> Intake<S> {
     }
 
     /// Waits for the job's turn; `None` when it is to go back instead.
-    async fn place(&self, generation: &Generation, job: &Envelope) -> Option<Places> {
-        let timeout = self.app.handler(job).map(|handler| handler.options.timeout);
+    async fn place(
+        &self,
+        generation: &Generation,
+        handler: Option<&Handler<S>>,
+        job: &Envelope,
+    ) -> Option<Places> {
+        if let Some(places) = self.permits_at_once(handler, job)
+            && !generation.is_ending()
+        {
+            return Some(places);
+        }
+        // In a box of its own, so that the task of every job need not be as large.
+        Box::pin(self.wait_for_place(generation, handler, job)).await
+    }
+
+    async fn wait_for_place(
+        &self,
+        generation: &Generation,
+        handler: Option<&Handler<S>>,
+        job: &Envelope,
+    ) -> Option<Places> {
+        let timeout = handler.map(|handler| handler.options.timeout);
         let start_by = after(start_within(self.consumer_timeout, timeout.unwrap_or_default()));
         tokio::select! {
             biased;
@@ -174,40 +206,60 @@ impl<S: Send + Sync + 'static> Intake<S> {
             () = time::sleep_until(start_by) => None,
             () = generation.giving_back.cancelled() => None,
             () = generation.stop.cancelled() => None,
-            places = self.permits(job) => Some(places),
+            places = self.permits(handler, job) => Some(places),
         }
     }
 
-    async fn permits(&self, job: &Envelope) -> Places {
+    /// Where nobody waits before it: the common job needs no timer, and nobody's notice.
+    fn permits_at_once(&self, handler: Option<&Handler<S>>, job: &Envelope) -> Option<Places> {
+        if self.pace.is_some() {
+            return None;
+        }
+        let of_handler = match handler.and_then(|handler| handler.gate.clone()) {
+            Some(gate) => Some(gate.try_acquire_owned().ok()?),
+            None => None,
+        };
+        let places = Arc::clone(&self.places);
+        let of_queue = places.try_acquire_many_owned(self.wanted(job)).ok()?;
+        Some(Places { of_handler, of_queue })
+    }
+
+    /// A job that was there when processes died takes every place: it runs alone. One death that
+    /// was carried along while it waited for its key is no more than one redelivery.
+    fn wanted(&self, job: &Envelope) -> u32 {
+        let alone = job.crashes >= verdict::deaths_of_a_suspect(self.options.queue_type);
+        if alone { self.options.concurrency as u32 } else { 1 }
+    }
+
+    async fn permits(&self, handler: Option<&Handler<S>>, job: &Envelope) -> Places {
         if let Some(pace) = &self.pace {
             pace.turn().await;
         }
         let closed = "the semaphore is never closed";
-        let gate = self.app.handler(job).and_then(|handler| handler.gate.clone());
+        let gate = handler.and_then(|handler| handler.gate.clone());
         let of_handler = match gate {
             Some(gate) => Some(gate.acquire_owned().await.expect(closed)),
             None => None,
         };
-        // A job that was there when processes died takes every place: it runs alone. One death
-        // that was carried along while it waited for its key is no more than one redelivery.
-        let alone = job.crashes >= verdict::deaths_of_a_suspect(self.options.queue_type);
-        let wanted = if alone { self.options.concurrency as u32 } else { 1 };
-        let of_queue = Arc::clone(&self.places).acquire_many_owned(wanted).await.expect(closed);
+        let places = Arc::clone(&self.places);
+        let of_queue = places.acquire_many_owned(self.wanted(job)).await.expect(closed);
         Places { of_handler, of_queue }
     }
 
     async fn run(
         &self,
         generation: &Generation,
+        handler: Option<&Handler<S>>,
         job: Envelope,
+        now_ms: u64,
         place: Option<OwnedSemaphorePermit>,
     ) -> (Verdict, Context<S>) {
         let began = Instant::now();
         let (stop, producers) = (&generation.stop, &self.producers);
-        let run = self.app.run(job, now_ms(), place, stop, producers, &self.running);
+        let run = self.app.run(job, now_ms, place, stop, producers, &self.running);
         let (outcome, cx) = run.await;
         let job = cx.envelope();
-        let verdict = verdict::decide(outcome, job, &self.facts(job));
+        let verdict = verdict::decide(outcome, job, &self.facts(handler));
         if !matches!(verdict, Verdict::Duplicate(_) | Verdict::Again { why: Why::Waits, .. }) {
             // Otherwise it was not run: the time would say nothing about the handler.
             self.meter.ran(job, began.elapsed());

@@ -1,8 +1,8 @@
 //! What one queue's deliveries are doing here: how many wait, how many run, how fast they leave.
 //! In: deliveries as they come, begin and are settled. Out: counts, a rate and an age.
 
-use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,15 +11,17 @@ use tokio::time::Instant;
 
 /// Bookkeeping of one queue's deliveries.
 pub(crate) struct Load {
+    running: AtomicUsize,
     books: Mutex<Books>,
 }
 
 struct Books {
     began: Instant,
-    next: u64,
-    /// Since when each delivery that is here has been due, in milliseconds since the epoch.
-    here: BTreeSet<(u64, u64)>,
-    running: usize,
+    /// Since when each delivery that is here has been due, in milliseconds since the epoch. They
+    /// are at most the prefetch, looked through once a second, and come and go for every job.
+    here: Vec<Option<u64>>,
+    /// The empty places among them.
+    free: Vec<usize>,
     rate: Rate,
 }
 
@@ -39,42 +41,41 @@ pub(crate) struct Seen {
 /// A delivery that is here; it has left when this is dropped.
 pub(crate) struct Here {
     load: Arc<Load>,
-    key: (u64, u64),
+    place: usize,
     runs: bool,
+    settled: bool,
 }
 
 impl Load {
     pub(crate) fn new() -> Self {
-        let (began, here) = (Instant::now(), BTreeSet::new());
-        Self {
-            books: Mutex::new(Books { began, next: 0, here, running: 0, rate: Rate::default() }),
-        }
+        let (here, free) = (Vec::new(), Vec::new());
+        let books = Books { began: Instant::now(), here, free, rate: Rate::default() };
+        Self { running: AtomicUsize::new(0), books: Mutex::new(books) }
     }
 
     /// A delivery has come, whose job has been due since then.
     pub(crate) fn deliver(self: &Arc<Self>, due_ms: u64) -> Here {
         let mut books = self.books();
-        let key = (due_ms, books.next);
-        books.next += 1;
-        books.here.insert(key);
-        Here { load: Arc::clone(self), key, runs: false }
-    }
-
-    /// A job has been settled.
-    pub(crate) fn settled(&self) {
-        let mut books = self.books();
-        let age = books.began.elapsed();
-        books.rate.count(age);
+        let place = match books.free.pop() {
+            Some(place) => place,
+            None => {
+                books.here.push(None);
+                books.here.len() - 1
+            }
+        };
+        books.here[place] = Some(due_ms);
+        Here { load: Arc::clone(self), place, runs: false, settled: false }
     }
 
     pub(crate) fn look(&self) -> Seen {
         let mut books = self.books();
         let age = books.began.elapsed();
+        let running = self.running.load(Ordering::Relaxed);
         Seen {
-            running: books.running,
-            held: books.here.len().saturating_sub(books.running),
+            running,
+            held: (books.here.len() - books.free.len()).saturating_sub(running),
             rate: books.rate.per_second(age),
-            oldest_ms: books.here.first().map(|(due_ms, _)| *due_ms),
+            oldest_ms: books.here.iter().flatten().min().copied(),
         }
     }
 
@@ -92,16 +93,26 @@ impl fmt::Debug for Load {
 impl Here {
     /// It has its permit.
     pub(crate) fn begins(&mut self) {
-        self.load.books().running += usize::from(!self.runs);
+        self.load.running.fetch_add(usize::from(!self.runs), Ordering::Relaxed);
         self.runs = true;
+    }
+
+    /// Its job is settled: it counts for the rate when it leaves.
+    pub(crate) fn settled(&mut self) {
+        self.settled = true;
     }
 }
 
 impl Drop for Here {
     fn drop(&mut self) {
+        self.load.running.fetch_sub(usize::from(self.runs), Ordering::Relaxed);
         let mut books = self.load.books();
-        books.here.remove(&self.key);
-        books.running -= usize::from(self.runs);
+        books.here[self.place] = None;
+        books.free.push(self.place);
+        if self.settled {
+            let age = books.began.elapsed();
+            books.rate.count(age);
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Which jobs run at this moment.
 //! In: runs as they begin and end. Out: a list for operators.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use crate::context::Context;
+use crate::context::{Context, Run};
 
 /// A job that runs now.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -34,29 +34,43 @@ pub struct RunningJob {
 #[derive(Default)]
 pub(crate) struct Running {
     begun: AtomicU64,
-    jobs: Mutex<BTreeMap<u64, Box<dyn Fn() -> RunningJob + Send>>>,
+    jobs: Mutex<HashMap<u64, Begun>>,
+}
+
+type Begun = (Instant, Arc<dyn Look>);
+
+/// A run of any worker's state.
+trait Look: Send + Sync {
+    fn look(&self, since: Duration) -> RunningJob;
+}
+
+impl<S: Send + Sync> Look for Run<S> {
+    fn look(&self, since: Duration) -> RunningJob {
+        RunningJob {
+            id: self.envelope.id.clone(),
+            kind: self.envelope.kind.clone().unwrap_or_default(),
+            queue: self.envelope.queue.clone(),
+            attempt: self.envelope.attempt,
+            since,
+            progress: self.progress.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        }
+    }
 }
 
 impl Running {
     /// Notes a run; it ends when the guard is dropped.
     pub(crate) fn begin<S: Send + Sync + 'static>(self: &Arc<Self>, cx: &Context<S>) -> Guard {
         let number = self.begun.fetch_add(1, Ordering::Relaxed);
-        let (cx, began) = (cx.clone(), Instant::now());
-        let look = Box::new(move || RunningJob {
-            id: cx.id().to_owned(),
-            kind: cx.kind().to_owned(),
-            queue: cx.queue().to_owned(),
-            attempt: cx.attempt(),
-            since: began.elapsed(),
-            progress: cx.last_progress(),
-        });
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner).insert(number, look);
+        let run = (Instant::now(), cx.run() as Arc<dyn Look>);
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner).insert(number, run);
         Guard { running: Arc::clone(self), number }
     }
 
     pub(crate) fn list(&self) -> Vec<RunningJob> {
         let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
-        jobs.values().map(|look| look()).collect()
+        let mut jobs: Vec<_> = jobs.iter().collect();
+        jobs.sort_unstable_by_key(|(number, _)| **number);
+        jobs.into_iter().map(|(_, (began, run))| run.look(began.elapsed())).collect()
     }
 }
 
@@ -68,6 +82,10 @@ pub(crate) struct Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.running.jobs.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.number);
+        let mut jobs = self.running.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        let ended = jobs.remove(&self.number);
+        drop(jobs);
+        // May be the last to hold the run, and what its handler left in it.
+        drop(ended);
     }
 }

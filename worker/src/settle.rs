@@ -52,6 +52,18 @@ impl Settlement<'_> {
     /// delivery whose generation has ended is the broker's again, and nothing is done.
     pub(crate) async fn apply(self, job: &Envelope, verdict: Verdict) -> How {
         let how = match verdict {
+            // Nobody asked for an answer.
+            Verdict::Ack(_) if job.reply_to.is_none() => How::Ack,
+            Verdict::GiveBack => How::GiveBack,
+            // In a box of its own, so that the task of every job need not be as large.
+            verdict => Box::pin(self.carry_out(job, verdict)).await,
+        };
+        self.generation.settle(self.tag, how);
+        how
+    }
+
+    async fn carry_out(&self, job: &Envelope, verdict: Verdict) -> How {
+        match verdict {
             Verdict::Ack(output) => {
                 self.reply(job, Ok(&output)).await;
                 How::Ack
@@ -75,9 +87,7 @@ impl Settlement<'_> {
                 }
                 how
             }
-        };
-        self.generation.settle(self.tag, how);
-        how
+        }
     }
 
     /// Publish before ack: a crash in between runs the job twice, the other order loses it.

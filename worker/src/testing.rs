@@ -37,6 +37,7 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::{Context, LazyProducer};
+use crate::execute::App;
 use crate::running::Running;
 use crate::runtime::Worker;
 use crate::verdict::{self, Facts, Verdict};
@@ -77,10 +78,12 @@ pub async fn run<S: Send + Sync + 'static, J: Job>(worker: &Worker<S>, job: &J) 
 /// Runs an envelope once, as [`run`]: with a payload or an attempt of your own.
 pub async fn run_envelope<S: Send + Sync + 'static>(worker: &Worker<S>, job: Envelope) -> Fate {
     let (app, stop) = (&worker.app, CancellationToken::new());
-    let (outcome, cx) =
-        app.run(job, now_ms(), None, &stop, &producers(), &Arc::new(Running::default())).await;
+    let running = Arc::new(Running::default());
+    let (outcome, cx) = app.run(job, now_ms(), None, &stop, &producers(), &running).await;
     let job = cx.envelope();
-    let facts = Facts { retry: app.retry(job), chance: 0.5, now_ms: now_ms(), worker: &app.name };
+    let handler = app.handler(job).map(Arc::as_ref);
+    let facts =
+        Facts { retry: App::retry(handler), chance: 0.5, now_ms: now_ms(), worker: &app.name };
     fate(verdict::decide(outcome, job, &facts))
 }
 
