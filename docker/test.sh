@@ -70,6 +70,7 @@ main() {
         # Apart from the others: it takes the machine for itself. Not when single tests are asked for.
         [ "$fast" ] || [ $# -gt 0 ] || step "faults, short form, on $image" faults "$image"
     done
+    [ "$fast" ] || [ $# -gt 0 ] || step "instructions of a job" docker/instructions.sh
     # What ships has no OpenTelemetry unless it is asked for.
     [ "$fast" ] || step "logs without otel" cargo test -p forebay-handlers --locked --test it logs::
     [ "$fast" ] || step "image and compose" docker/deploy/test.sh
@@ -99,6 +100,8 @@ install_needs() {
     # The stores of idempotency keys: the tests start servers of their own from these packages.
     [ -n "${FOREBAY_TEST_REDIS_URL:-}" ] || command -v redis-server >/dev/null || apt_install redis-server
     [ -n "${FOREBAY_TEST_POSTGRES_URL:-}" ] || has_postgres || apt_install postgresql
+    # Counts the instructions of a job; without it that step is skipped.
+    command -v valgrind >/dev/null || ! is_root_on_debian || apt_install valgrind
 }
 
 # Debian keeps the programs of each version apart.

@@ -47,6 +47,12 @@ use crate::link::io;
 use crate::wire::delay::LEVELS;
 use crate::wire::topology::Topology;
 
+/// Takes a stream of frames through what stands between the socket and the client library, and says
+/// how many bytes came out: for measuring.
+pub fn sifted(stream: &[u8]) -> usize {
+    crate::link::sieve::sifted(stream)
+}
+
 /// A real broker and a namespace on it. What this process declared in the namespace is deleted
 /// when it is dropped.
 #[derive(Debug)]

@@ -14,6 +14,7 @@ use futures_util::FutureExt;
 use lapin::message::Delivery;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{self, Instant};
+use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span, error};
 
 use crate::acker::How;
@@ -94,7 +95,7 @@ impl<S: Send + Sync + 'static> Intake<S> {
         let give_back_at = after(give_back_after(self.consumer_timeout));
         let tag = delivery.delivery_tag;
         let job = self.envelope(delivery);
-        let handler = self.app.handler(&job).map(Arc::as_ref);
+        let handler = self.handler(&job);
         let mut here = self.load.deliver(load::due_ms(&job).unwrap_or_else(now_ms));
         let settlement = Settlement { generation, tag, producers: &self.producers, give_back_at };
         if let Some(verdict) = self.suspect(handler, &job) {
@@ -109,7 +110,7 @@ impl<S: Send + Sync + 'static> Intake<S> {
         let Places { of_handler, of_queue: _until_settled } = places;
         *span = telemetry::span(&job, self.producers.exchange());
         let work = async {
-            let (verdict, cx) = self.run(generation, handler, job, now_ms, of_handler).await;
+            let (verdict, cx) = self.run(&generation.stop, handler, job, now_ms, of_handler).await;
             self.settle(settlement, cx.envelope(), verdict, &mut here).await;
             // Unless a thread that cannot be stopped still holds it.
             drop(cx.take_place());
@@ -124,11 +125,19 @@ impl<S: Send + Sync + 'static> Intake<S> {
         verdict: Verdict,
         here: &mut Here,
     ) {
-        telemetry::decided(&self.counts, job, &verdict);
-        self.meter.decided(job, &verdict);
+        self.decided(job, &verdict);
         if settlement.apply(job, verdict).await != How::GiveBack {
             here.settled();
         }
+    }
+
+    pub(crate) fn decided(&self, job: &Envelope, verdict: &Verdict) {
+        telemetry::decided(&self.counts, job, verdict);
+        self.meter.decided(job, verdict);
+    }
+
+    pub(crate) fn handler(&self, job: &Envelope) -> Option<&Handler<S>> {
+        self.app.handler(job).map(Arc::as_ref)
     }
 
     /// Gives back a delivery that nobody has looked at.
@@ -139,7 +148,7 @@ impl<S: Send + Sync + 'static> Intake<S> {
     }
 
     /// Says what time it is.
-    fn begins(&self, job: &Envelope, here: &mut Here) -> u64 {
+    pub(crate) fn begins(&self, job: &Envelope, here: &mut Here) -> u64 {
         here.begins();
         let now_ms = now_ms();
         if let Some(waited) = load::waited(job, now_ms) {
@@ -148,7 +157,7 @@ impl<S: Send + Sync + 'static> Intake<S> {
         now_ms
     }
 
-    fn envelope(&self, delivery: Delivery) -> Envelope {
+    pub(crate) fn envelope(&self, delivery: Delivery) -> Envelope {
         let mut job = Envelope::decode(Raw {
             properties: &delivery.properties,
             routing_key: delivery.routing_key.as_str(),
@@ -211,7 +220,11 @@ impl<S: Send + Sync + 'static> Intake<S> {
     }
 
     /// Where nobody waits before it: the common job needs no timer, and nobody's notice.
-    fn permits_at_once(&self, handler: Option<&Handler<S>>, job: &Envelope) -> Option<Places> {
+    pub(crate) fn permits_at_once(
+        &self,
+        handler: Option<&Handler<S>>,
+        job: &Envelope,
+    ) -> Option<Places> {
         if self.pace.is_some() {
             return None;
         }
@@ -246,17 +259,16 @@ impl<S: Send + Sync + 'static> Intake<S> {
         Places { of_handler, of_queue }
     }
 
-    async fn run(
+    pub(crate) async fn run(
         &self,
-        generation: &Generation,
+        stop: &CancellationToken,
         handler: Option<&Handler<S>>,
         job: Envelope,
         now_ms: u64,
         place: Option<OwnedSemaphorePermit>,
     ) -> (Verdict, Context<S>) {
         let began = Instant::now();
-        let (stop, producers) = (&generation.stop, &self.producers);
-        let run = self.app.run(job, now_ms, place, stop, producers, &self.running);
+        let run = self.app.run(job, now_ms, place, stop, &self.producers, &self.running);
         let (outcome, cx) = run.await;
         let job = cx.envelope();
         let verdict = verdict::decide(outcome, job, &self.facts(handler));
@@ -275,8 +287,8 @@ impl<S> fmt::Debug for Intake<S> {
 }
 
 /// Permits are held until the job is settled: an unanswered publish is back-pressure.
-struct Places {
-    of_handler: Option<OwnedSemaphorePermit>,
+pub(crate) struct Places {
+    pub(crate) of_handler: Option<OwnedSemaphorePermit>,
     of_queue: OwnedSemaphorePermit,
 }
 

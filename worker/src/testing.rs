@@ -22,6 +22,8 @@
 //! # }).unwrap();
 //! ```
 
+pub mod workbench;
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -30,6 +30,10 @@ use crate::telemetry::ConnectionMeter;
 
 /// How long a host is listened to that does not speak AMQP with us.
 const LISTEN: Duration = Duration::from_secs(2);
+/// RabbitMQ's default. Told it from the beginning, the client library makes its buffers, 32 frames
+/// for each direction, at once, and the system hands out their memory as it is used. Told by the
+/// broker, it makes them longer, and writes to all of it.
+const USUAL_FRAME: u32 = 128 * 1024;
 const CHANNEL_DEADLINE: Duration = Duration::from_secs(10);
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -225,10 +229,26 @@ async fn open(mut uri: AMQPUri, name: &str, access: Arc<Access>) -> Result<Wire,
             uri.authority.userinfo.password = password;
         }
     }
+    let unsaid = uri.query.frame_max.is_none();
+    if unsaid {
+        uri.query.frame_max = Some(USUAL_FRAME);
+    }
+    let (connection, returned) = log_in(&uri, name, &access).await?;
+    if unsaid && returned.frame_max() > USUAL_FRAME as usize {
+        // One message with headers that need a longer frame would end the connection.
+        _ = time::timeout(CLOSE_DEADLINE, connection.close(200, "frames are longer here".into()))
+            .await;
+        uri.query.frame_max = None;
+        return log_in(&uri, name, &access).await;
+    }
+    Ok((connection, returned))
+}
+
+async fn log_in(uri: &AMQPUri, name: &str, access: &Arc<Access>) -> Result<Wire, Fault> {
     let properties = ConnectionProperties::default().with_connection_name(name.into());
     let runtime = TokioRuntime::tokio_with_handle(io::handle().clone());
     let sifting = Sifting(runtime.clone()).into();
-    let (files, returned) = (Arc::clone(&access), Arc::new(Returned::default()));
+    let (files, returned) = (Arc::clone(access), Arc::new(Returned::default()));
     let noted = Arc::clone(&returned);
     let socket = async move |uri: AMQPUri, _| {
         let dialled = tls::dial(&uri, &files, &runtime).await;
@@ -238,7 +258,7 @@ async fn open(mut uri: AMQPUri, name: &str, access: Arc<Access>) -> Result<Wire,
     };
     match Connection::connector(uri.clone(), sifting, socket, properties).await {
         Ok(connection) => Ok((Arc::new(connection), returned)),
-        Err(error) => Err(refused(&error, &uri, &access).await),
+        Err(error) => Err(refused(&error, uri, access).await),
     }
 }
 

@@ -17,6 +17,7 @@ pub(crate) struct Returned {
     /// How many there are: most producers never see one.
     count: AtomicUsize,
     channels: Mutex<HashMap<u16, Channel>>,
+    frame_max: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -62,6 +63,16 @@ impl Returned {
             return Fate::Returned;
         }
         if channel.unread { Fate::Unclear } else { Fate::Routed }
+    }
+
+    /// The broker says how long a frame may be at most.
+    pub(crate) fn tuned(&self, frame_max: usize) {
+        self.frame_max.store(frame_max, Ordering::Release);
+    }
+
+    /// What the broker said of that; 0: nothing yet.
+    pub(crate) fn frame_max(&self) -> usize {
+        self.frame_max.load(Ordering::Acquire)
     }
 
     /// A channel of this number begins, or is given up: what was returned on it counts no more.

@@ -155,7 +155,12 @@ impl Frames {
             }
         }
         let short = self.frame_max.and_then(|most| shorten(frame, most));
-        self.frame_max = self.frame_max.or_else(|| mend::frame_max(frame));
+        if self.frame_max.is_none()
+            && let Some(most) = mend::frame_max(frame)
+        {
+            self.frame_max = Some(most);
+            self.returned.tuned(most);
+        }
         match short {
             None => self.clean = end,
             Some(short) => {
@@ -263,6 +268,22 @@ impl Reactor for Sifting {
     }
 }
 
+/// Sifts a whole stream, as it comes off a socket in large reads, and says how many bytes came out:
+/// for measuring.
+#[cfg(feature = "testing")]
+pub(crate) fn sifted(stream: &[u8]) -> usize {
+    let (mut frames, mut into) = (Frames::default(), [0; CHUNK]);
+    let mut out = 0;
+    for part in stream.chunks(CHUNK) {
+        frames.room()[..part.len()].copy_from_slice(part);
+        frames.filled(part.len());
+        while let count @ 1.. = frames.give(&mut into) {
+            out += count;
+        }
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -294,7 +315,7 @@ mod tests {
     }
 
     /// What comes out when so many bytes come at once.
-    fn sifted(stream: &[u8], step: usize) -> Vec<u8> {
+    fn sifted_by(stream: &[u8], step: usize) -> Vec<u8> {
         fn drain(frames: &mut Frames, out: &mut Vec<u8>) {
             let mut into = [0; 5];
             loop {
@@ -324,11 +345,11 @@ mod tests {
         let mut stream = parts.concat();
         stream.truncate(stream.len() - 3);
         for step in [1, 2, 7, 8, 100, 4_000] {
-            assert!(sifted(&stream, step) == stream, "{step}");
+            assert!(sifted_by(&stream, step) == stream, "{step}");
         }
         // Another version of the protocol, or none.
         for stream in [&b"AMQP\x01\x01\x00\x09\x02\xff\xff"[..], b"HTTP/1.1 400", b""] {
-            assert_eq!(sifted(stream, 3), stream);
+            assert_eq!(sifted_by(stream, 3), stream);
         }
     }
 
@@ -364,13 +385,13 @@ mod tests {
     fn a_frame_that_cannot_be_read_is_mended_and_the_next_is_as_it_was() {
         let stream = [header(b"\xffid", &[1]), header(b"next", &[2])].concat();
         let mended = [header(b"?id", &[1]), header(b"next", &[2])].concat();
-        assert!(sifted(&stream, 10) == mended);
+        assert!(sifted_by(&stream, 10) == mended);
     }
 
     #[test]
     fn a_header_longer_than_a_frame_may_be_is_shortened_by_its_longest() {
         let stream = [tune(), header(b"long", &[1, 9, 10, 9]), header(b"next", &[2])].concat();
-        let out = sifted(&stream, 1_000);
+        let out = sifted_by(&stream, 1_000);
         let shortened = &out[tune().len()..out.len() - header(b"next", &[2]).len()];
         assert!(shortened.len() <= 4_096, "{}", shortened.len());
         assert!(out.ends_with(&header(b"next", &[2])));
