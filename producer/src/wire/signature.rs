@@ -437,9 +437,10 @@ mod tests {
     fn a_redrive_signs_anew_what_it_changes_and_only_what_was_genuine() {
         let keys = one();
         // Nothing that is signed changes: no keys needed.
-        let copy = signed().redriven_to(None, None, "forebay").unwrap();
+        let genuine = signed();
+        let copy = genuine.clone().redriven_to(None, None, "forebay").unwrap();
         assert_eq!((copy.redrives, copy.verify(&keys, "forebay")), (1, Ok(())));
-        assert_eq!(signed().redriven_to(Some("mail"), None, "forebay").unwrap(), copy);
+        assert_eq!(genuine.redriven_to(Some("mail"), None, "forebay").unwrap(), copy);
         // Another queue.
         assert!(signed().redriven_to(Some("slow"), None, "forebay").unwrap_err().contains("KEYS"));
         let copy = signed().redriven_to(Some("slow"), Some(&keys), "forebay").unwrap();
