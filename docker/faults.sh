@@ -16,8 +16,8 @@ Ends with 1 if a job was lost, dead or run again without need, or if a worker di
 within 2 s of the broker's first answer.
 
   --minutes N   how long, in minutes (default: 10)
-  --once        the short form: each fault once, in about three minutes. How long recovery took is
-                printed and not judged: a busy machine is no fault
+  --once        the short form: each fault once, but for two that take minutes, in about five
+                minutes. How long recovery took is printed and not judged: a busy machine is no fault
   --fault NAME  only the faults with NAME in their name
   --seed S      a number; the seed of round n is S + n. A red row tells its own, and
                 --fault NAME --seed S begins with it

@@ -624,7 +624,7 @@ roots = ["files", "/srv"]
             (
                 "[worker]\ncolour = 1",
                 &[
-                    "2:1: unknown key `colour` in [worker]; known are name, grace, consumer_timeout, exit_after, listen",
+                    "2:1: unknown key `colour` in [worker]; known are name, grace, consumer_timeout, exit_after, require_signatures, listen",
                 ],
             ),
             (

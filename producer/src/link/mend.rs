@@ -6,6 +6,7 @@ use std::cmp::Reverse;
 use std::ops::Range;
 
 use crate::wire::envelope::OMITTED;
+use crate::wire::headers::{is_brokers, is_ours};
 
 /// How many arrays and tables may lie within each other. The client library takes a stack frame for
 /// each, its thread has 2 MiB, and one frame has room for 26,000.
@@ -77,7 +78,7 @@ pub fn shorten(frame: &[u8], most: usize) -> Option<Shortened> {
     let (table, mut members) = reader.members()?;
     members.sort_by_key(|member| {
         let name = &frame[member.start + 1..][..usize::from(frame[member.start])];
-        let system = name.starts_with(b"x-") || name.starts_with(b"forebay-");
+        let system = std::str::from_utf8(name).is_ok_and(|name| is_brokers(name) || is_ours(name));
         (system, Reverse(member.len()))
     });
     let mut left_out: Vec<Range<usize>> = Vec::new();

@@ -33,12 +33,14 @@ pub(super) const FAULTS: &[Fault] = &[
     )
     .on_a_cluster()
     .before(|site, _| broker::old_queues(site).boxed_local())
+    .takes_minutes()
     .plan(|| Plan { jobs: 900, span: Duration::from_secs(30), ..Plan::default() }),
     Fault::new("rolling restart of the cluster", "As for a lost node.", |site, rng| {
         rolling_restart(site, rng).boxed_local()
     })
     .on_a_cluster()
     .before(|site, _| broker::old_queues(site).boxed_local())
+    .takes_minutes()
     .plan(|| Plan { jobs: 1_500, span: Duration::from_secs(50), ..Plan::default() }),
 ];
 
