@@ -128,6 +128,12 @@ pub(super) fn frame_max(frame: &[u8]) -> Option<usize> {
     usize::try_from(u32::from_be_bytes(bytes)).ok().filter(|most| *most > 0)
 }
 
+/// Whether this is the frame with which the broker opens the connection.
+pub(super) fn lets_us_in(frame: &[u8]) -> bool {
+    // connection.open-ok
+    frame.starts_with(&[METHOD, 0, 0]) && frame.get(HEAD..HEAD + 4) == Some(&[0, 10, 0, 41])
+}
+
 struct Reader<'a> {
     bytes: &'a mut [u8],
     at: usize,

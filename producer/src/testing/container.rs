@@ -210,10 +210,14 @@ fn url(port: u16) -> String {
     format!("amqp://guest:guest@127.0.0.1:{port}/%2f")
 }
 
-/// All are bound before any is given up: otherwise they could be the same.
+/// Below those that the system gives to clients: while a broker is stopped its port stays free. All
+/// are bound before any is given up: otherwise they could be the same.
 pub(super) fn free_ports<const N: usize>() -> [u16; N] {
-    let bound =
-        [(); N].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port on loopback"));
+    let bind = || TcpListener::bind(("127.0.0.1", fastrand::u16(20_000..32_000)));
+    let bound = [(); N].map(|()| {
+        let mut tries = std::iter::repeat_with(bind).take(1_000);
+        tries.find_map(Result::ok).expect("a free port on loopback")
+    });
     bound.map(|listener| listener.local_addr().expect("it is bound").port())
 }
 

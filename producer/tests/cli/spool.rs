@@ -264,7 +264,9 @@ async fn a_broker_that_goes_and_comes_back_amid_a_bulk_publish_gets_all_in_the_e
     let (mut written, mut held) = (0, false);
     let mut spooled = false;
     // Until jobs lie in the spool, and then until the broker has taken one since.
+    let patience = time::Instant::now() + super::PATIENCE;
     loop {
+        assert!(time::Instant::now() < patience, "the broker takes nothing: {written} lines");
         use tokio::io::AsyncWriteExt;
         stdin.write_all(format!("{written}\n").as_bytes()).await.expect("it reads on");
         written += 1;

@@ -85,7 +85,16 @@ async fn elsewhere_it_is_stopped_comes_again_and_the_worker_says_what_to_set() {
     assert_eq!(bench.ready("default").await, 0);
 }
 
-/// By policy where there is one for it, else for the whole broker.
+/// Gives jobs two hours: by policy where there is one for it, else on the whole broker.
+async fn allow_two_hours(own: &OwnBroker) {
+    if own.ctl(&["version"]).await.starts_with("3.10") {
+        own.ctl(&["eval", "application:set_env(rabbit, consumer_timeout, 7200000)."]).await;
+    } else {
+        let definition = r#"{"consumer-timeout": 7200000}"#;
+        own.ctl(&["set_policy", "long-jobs", "^test-", definition, "--apply-to", "queues"]).await;
+    }
+}
+
 #[tokio::test]
 async fn and_once_that_is_set_it_runs_once_there_too() {
     async fn long(job: Work, cx: Context<Notes>) -> JobResult {
@@ -99,12 +108,7 @@ async fn and_once_that_is_set_it_runs_once_there_too() {
         println!("skipped: from RabbitMQ 4.3 on the worker sets the timeout of its consumers");
         return;
     }
-    if own.ctl(&["version"]).await.starts_with("3.10") {
-        own.ctl(&["eval", "application:set_env(rabbit, consumer_timeout, 7200000)."]).await;
-    } else {
-        let definition = r#"{"consumer-timeout": 7200000}"#;
-        own.ctl(&["set_policy", "long-jobs", "^test-", definition, "--apply-to", "queues"]).await;
-    }
+    allow_two_hours(&own).await;
     let notes = Notes::default();
     let worker = Worker::builder(notes.clone()).queue("default", QueueOptions::new()).handle(long);
     let mut bench = Bench::on(own.broker(), worker);
@@ -115,6 +119,37 @@ async fn and_once_that_is_set_it_runs_once_there_too() {
     .await;
     assert_eq!(notes.all(), ["1#1"]);
     assert_eq!(bench.controls.queues().remove(0).last_loss, None);
+    bench.drain().await;
+}
+
+#[tokio::test]
+#[ignore = "takes an hour: -- --ignored an_hour"]
+async fn a_job_of_an_hour_runs_once() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    async fn long(job: Work, cx: Context<Notes>) -> JobResult {
+        note(cx.state(), &job, &cx);
+        tokio::time::sleep(HOUR).await;
+        Ok(())
+    }
+    let own = broker_of_its_own("consumer_timeout = 5000").await;
+    if !takes_timeouts(&own).await {
+        allow_two_hours(&own).await;
+    }
+    let notes = Notes::default();
+    let options = HandlerOptions::new().timeout(HOUR + Duration::from_secs(60));
+    let worker = Worker::builder(notes.clone())
+        .consumer_timeout(2 * HOUR)
+        .queue("default", QueueOptions::new().concurrency(1))
+        .handle_with(options, long);
+    let mut bench = Bench::on(own.broker(), worker);
+    bench.producer.publish(&work(1)).await.unwrap();
+    eventually_within(HOUR + Duration::from_secs(60), "it is done", async || {
+        bench.controls.summary().succeeded == 1
+    })
+    .await;
+    assert_eq!(notes.all(), ["1#1"]);
+    assert_eq!(bench.controls.queues().remove(0).last_loss, None);
+    assert_eq!(bench.ready("default").await, 0);
     bench.drain().await;
 }
 
@@ -132,7 +167,7 @@ async fn deliveries_that_wait_for_half_of_the_consumer_timeout_are_given_back() 
     let queue = QueueOptions::new().concurrency(4).prefetch(3);
     let worker = Worker::builder(Arc::clone(&ends)).queue("default", queue);
     let worker = worker
-        .consumer_timeout(Duration::from_secs(4))
+        .consumer_timeout(Duration::from_secs(12))
         .handle_blocking_with(options.retry(Retry::never()), stubborn);
     let mut bench = Bench::start(worker).await;
     for n in 0..3 {
