@@ -19,7 +19,7 @@ const IMAGE: &str = include_str!("../rabbitmq-image");
 pub(super) const AMQP: u16 = 5672;
 const AMQPS: u16 = 5671;
 pub(super) const MANAGEMENT: u16 = 15672;
-pub(super) const PATIENCE: Duration = Duration::from_secs(90);
+pub(super) const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A broker for one test alone, that may be restarted, killed and configured.
 pub struct OwnBroker {
@@ -229,7 +229,7 @@ pub(super) async fn answers(url: &str) {
     match opened {
         Ok(Ok(_)) => link.close().await,
         Ok(Err(error)) => panic!("the test broker does not answer: {error}"),
-        Err(_) => panic!("the test broker did not answer within 90 s"),
+        Err(_) => panic!("the test broker did not answer within 180 s"),
     }
 }
 
