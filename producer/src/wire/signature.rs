@@ -79,7 +79,7 @@ pub enum BadSignature {
     #[error("the job is not signed, and this worker runs signed jobs only")]
     Unsigned,
     /// Signed with a key that is not among ours.
-    #[error("the job is signed with key `{name}`, and this worker knows {known}")]
+    #[error("the job is signed with key `{name}`, and the keys here are {known}")]
     UnknownKey {
         /// The key's name.
         name: String,
@@ -388,7 +388,7 @@ mod tests {
         other.sign(&keys(&format!("two={SECRET}")), "forebay").unwrap();
         assert_eq!(refusal(&other), Reason::UnknownKey);
         let words = other.verify(&one(), "forebay").unwrap_err().to_string();
-        assert_eq!(words, "the job is signed with key `two`, and this worker knows `one`");
+        assert_eq!(words, "the job is signed with key `two`, and the keys here are `one`");
         let mut same_name = job();
         same_name.sign(&keys(&format!("one={SECRET}!")), "forebay").unwrap();
         assert_eq!(refusal(&same_name), Reason::Altered);

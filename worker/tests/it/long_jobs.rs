@@ -182,6 +182,28 @@ async fn deliveries_that_wait_for_half_of_the_consumer_timeout_are_given_back() 
     assert_eq!((summary.succeeded, summary.dead), (2, 1));
 }
 
+/// What a handler may take at most leaves time to publish what becomes of its job.
+#[tokio::test]
+async fn a_handler_that_takes_all_the_time_it_may_is_retried_and_becomes_a_dead_letter() {
+    async fn endless(job: Work, cx: Context<Notes>) -> JobResult {
+        note(cx.state(), &job, &cx);
+        std::future::pending().await
+    }
+    let notes = Notes::default();
+    let retry = Retry::fixed(2, Duration::from_millis(100));
+    let options = HandlerOptions::new().timeout(Duration::from_secs(8)).retry(retry);
+    let worker = Worker::builder(notes.clone())
+        .consumer_timeout(Duration::from_secs(10))
+        .queue("default", QueueOptions::new().concurrency(1).prefetch(1))
+        .handle_with(options, endless);
+    let mut bench = Bench::start(worker).await;
+    bench.producer.publish(&work(1)).await.unwrap();
+    let letter = bench.dead("default", 1).await.remove(0);
+    assert_eq!((letter.reason.as_str(), letter.envelope.attempt), ("timeout", 2));
+    assert!(notes.all().contains(&"1#2".to_owned()), "{:?}", notes.all());
+    bench.drain().await;
+}
+
 #[test]
 fn a_timeout_that_the_broker_would_cut_short_is_refused_with_the_sum() {
     let minutes = |n: u64| HandlerOptions::new().timeout(Duration::from_secs(60 * n));
