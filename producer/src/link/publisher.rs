@@ -87,6 +87,9 @@ pub(crate) struct Request {
     /// A connection was lost while it was under way: whatever the broker says of the next try, the
     /// one before may have arrived.
     doubtful: bool,
+    /// Its channel was closed while it was under way, mostly over another message: a refusal of the
+    /// next try says nothing of the one before. What is said of a message alone on its channel holds.
+    tried: bool,
     _room: OwnedSemaphorePermit,
 }
 
@@ -218,7 +221,7 @@ fn weight(message: &Message) -> u32 {
 
 impl Request {
     fn new(message: &Arc<Message>, ear: Ear, room: OwnedSemaphorePermit) -> Self {
-        Self { message: Arc::clone(message), ear, doubtful: false, _room: room }
+        Self { message: Arc::clone(message), ear, doubtful: false, tried: false, _room: room }
     }
 }
 
@@ -399,12 +402,17 @@ impl Lane {
                         self.alone |= fault.closes_channel_only();
                         request.doubtful |=
                             matches!(fault, Fault::Connection(_) | Fault::Silent(_));
+                        request.tried |= !matches!(fault, Fault::Closed(_));
                         unknown.push_back(request);
                         continue;
                     }
                 }
             };
-            let answer = if request.doubtful { or_doubt(answer) } else { Ok(answer) };
+            let answer = match answer {
+                Answer::Refused if request.tried => or_doubt(answer),
+                answer if request.doubtful => or_doubt(answer),
+                answer => Ok(answer),
+            };
             request.ear.tell(answer);
         }
         if !unknown.is_empty() {
@@ -424,6 +432,6 @@ fn or_doubt(answer: Answer) -> Result<Answer, NoAnswer> {
         Answer::Refused => "the broker refused it".to_owned(),
         Answer::Objected(fault) => fault.to_string(),
     };
-    let because = format!("the connection was lost while it was under way, and then: {refusal}");
+    let because = format!("a try before may have arrived, and then: {refusal}");
     Err(NoAnswer { may_have_arrived: true, because })
 }
