@@ -12,7 +12,7 @@ import time
 import process
 
 RECORD = struct.Struct("<QQ")
-PATIENCE = 180  # seconds for one publish, and for one drain
+PATIENCE = 300  # seconds for one publish, and for one drain
 SEEN = 15  # seconds until the broker's counts must show what was published, or that all is acked
 
 
@@ -71,7 +71,10 @@ def publish(system, jobs, broker, logs):
     waiting = process.wait_until(lambda: sum(broker.waiting(system).values()) >= jobs, SEEN)
     if not waiting:
         raise Failed(f"of {jobs} published jobs {broker.waiting(system)} are on its queues")
-    return jobs / json.loads(done.stdout.splitlines()[-1])["seconds"]
+    try:
+        return jobs / json.loads(done.stdout.splitlines()[-1])["seconds"]
+    except (IndexError, KeyError, ValueError):
+        raise Failed(f"its publisher did not say how long it took: {done.stdout[-300:]!r}") from None
 
 
 def drain(system, jobs, broker, logs):

@@ -4,11 +4,13 @@ Standard library only.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import signal
+import subprocess
 import sys
 import time
 
@@ -28,8 +30,11 @@ def main():
     if asked.render:
         run = json.loads(asked.render.read_text())
     else:
-        run = measured(asked)
-        asked.results.write_text(json.dumps(run, indent=1))
+        try:
+            run = measured(asked)
+        except (OSError, subprocess.SubprocessError) as error:
+            sys.exit(f"error: a broker does not answer any more: {error}\n"
+                     f"  remedy: see whether the machine has memory and disk to spare; finished rounds are in {asked.results}")
         say(f"what was measured is in {asked.results}")
     print(report.terminal(run))
     if asked.write:
@@ -111,24 +116,18 @@ def rounds(run, chosen, served, logs, asked):
                 figures = drain.measure(system, jobs, broker, logs)
                 run["measurements"].append({"round": turn, **figures})
                 tell(system, figures)
+        asked.results.write_text(json.dumps(run, indent=1))
 
 
-class failing:
+@contextlib.contextmanager
+def failing(run, system, broker):
     """Who fails is left out from then on, and its jobs with it; the others go on."""
-
-    def __init__(self, run, system, broker):
-        self.run, self.system, self.broker = run, system, broker
-
-    def __enter__(self):
-        pass
-
-    def __exit__(self, _kind, error, _trace):
-        if isinstance(error, drain.Failed):
-            self.run["failed"][self.system.name] = str(error)
-            say(f"{self.system.title}: {error}")
-            self.broker.forget(self.system)
-            return True
-        return False
+    try:
+        yield
+    except drain.Failed as error:
+        run["failed"][system.name] = str(error)
+        say(f"{system.title}: {error}")
+        broker.forget(system)
 
 
 def described(system):

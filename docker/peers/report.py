@@ -66,6 +66,7 @@ def facts(run):
         title = next(system["title"] for system in run["systems"] if system["name"] == best)
         lines.append(f"- Celery's best setting here: {title.split(', ')[1]}")
     lines += [f"- left out: {name}: {reason}" for name, reason in run["left_out"].items()]
+    lines += [f"- ended before its time: {name}: {' '.join(reason.split())}" for name, reason in run["failed"].items()]
     return "\n".join(lines)
 
 

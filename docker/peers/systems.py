@@ -51,7 +51,8 @@ def systems(home):
             name="apalis", title="apalis-amqp", broker="rabbitmq", queue="peers.apalis", folder=HERE / "rust",
             publish=(rust / "apalis", "publish"), work=(rust / "apalis", "work"), share=1,
             confirms="**no**: it has no setting for it", acks="after the job", prefetch="200",
-            setting="retries and spans on; each job told to be persistent, which is not its default",
+            setting="retries and spans on; each job told to be persistent, which is not its default; its consumer "
+                    "opened beforehand, since 1.0.0 panics at its start otherwise",
         ),
         celery("solo", 1, python),
         celery("threads", 8, python),
@@ -84,9 +85,9 @@ def systems(home):
         System(
             name="bullmq", title="BullMQ", broker="redis", queue="peers-bullmq", folder=HERE / "node",
             publish=("node", "bullmq.mjs", "publish"), work=("node", "bullmq.mjs", "work"),
-            environment={"PEERS_CONCURRENCY": "50"}, share=0.2,
+            environment={"PEERS_CONCURRENCY": "100"}, share=0.2,
             confirms="Redis answers, 1,000 jobs at a time", acks="after the job, under a lock", prefetch="–",
-            setting="50 jobs at once, retries on; in bulk",
+            setting="100 jobs at once, retries on; in bulk",
         ),
     ]
 

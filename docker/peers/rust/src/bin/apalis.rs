@@ -1,5 +1,6 @@
 //! apalis-amqp as its documentation shows it, with retries and spans on.
 
+use std::future::poll_fn;
 use std::str::FromStr as _;
 use std::time::{Duration, Instant};
 
@@ -47,13 +48,19 @@ async fn publish(mut backend: AmqpBackend<Work>, jobs: u64) -> anyhow::Result<()
     Ok(())
 }
 
-async fn run(backend: AmqpBackend<Work>) -> anyhow::Result<()> {
+async fn run(mut backend: AmqpBackend<Work>) -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .json()
         .with_writer(std::io::stderr)
         // It logs two lines for each job at info.
         .with_env_filter(EnvFilter::from_str("warn")?)
         .init();
+    // 1.0.0 panics at its first look for jobs: each call of `poll_ready` takes one of the steps channel,
+    // consumer and ready, and the worker waits for the first one only.
+    let context = WorkerContext::new("peers");
+    for _step in 0..3 {
+        poll_fn(|cx| Backend::poll_ready(&mut backend, cx, &context)).await?;
+    }
     let worker = WorkerBuilder::new("peers")
         .backend(backend)
         .data(Tally::begin()?)
