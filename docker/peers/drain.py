@@ -28,7 +28,7 @@ class Look:
     jobs: int
     worker: float
     broker: float
-    machine: float
+    machine: tuple  # what worked, what passed
     script: float
 
 
@@ -44,12 +44,13 @@ def measure(system, jobs, broker, logs):
     # The tally is looked at a hundred times a second.
     if took >= 0.2:
         ours = sum(getattr(last, part) - getattr(first, part) for part in ("worker", "broker", "script"))
+        busy, passed = (after - before for before, after in zip(first.machine, last.machine))
         figures |= {
             "rate": ran / took,
             "cpu_us": (last.worker - first.worker) / ran * 1e6,
             "broker_us": (last.broker - first.broker) / ran * 1e6,
             # The share of the machine that went to neither worker nor broker nor this script.
-            "others": max(0, last.machine - first.machine - ours) / took / os.cpu_count(),
+            "others": max(0, busy - ours) / passed,
         }
     return figures
 
@@ -124,7 +125,7 @@ def environment(system, broker, **more):
 def look(ran, worker, broker):
     # The time goes with the count; what comes after it takes some milliseconds.
     at = time.monotonic()
-    return Look(at, ran, worker.cpu(), broker.cpu(), process.machine_busy(), time.process_time())
+    return Look(at, ran, worker.cpu(), broker.cpu(), process.machine(), time.process_time())
 
 
 def tally(folder):

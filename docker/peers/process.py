@@ -103,12 +103,13 @@ def memory(pid):
     return 0
 
 
-def machine_busy():
-    """Seconds that all cores together have worked."""
-    user, nice, system, _idle, _wait, irq, softirq, steal = map(
+def machine():
+    """Seconds that all cores together have worked, and those that have passed for them."""
+    user, nice, system, idle, wait, irq, softirq, steal = map(
         int, (PROC / "stat").read_text().splitlines()[0].split()[1:9]
     )
-    return (user + nice + system + irq + softirq + steal) / TICKS
+    busy = user + nice + system + irq + softirq + steal
+    return busy / TICKS, (busy + idle + wait) / TICKS
 
 
 def wait_until(condition, seconds, pause=0.05):

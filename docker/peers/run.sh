@@ -69,6 +69,7 @@ main() {
     [ -z "$write" ] || grep -qsF "<!-- measured by docker/peers/run.sh -->" "$write" ||
         die "'$write' has no line '<!-- measured by docker/peers/run.sh -->'" \
             "put it and '<!-- end of docker/peers/run.sh -->' where the figures shall stand"
+    [ -z "$once" ] || [ -z "$write" ] || die "--once measures too little to --write it" "leave one of them out"
     need_python
     if [ "$render" ]; then
         exec python3 docker/peers/measure.py --render "$render" ${write:+--write "$write"}
