@@ -191,7 +191,7 @@ install_node() {
 }
 
 start_rabbitmq() {
-    local image deadline=$((SECONDS + 90))
+    local image deadline=$((SECONDS + 180))
     image=${FOREBAY_RABBITMQ_IMAGE:-$(<producer/src/rabbitmq-image)}
     docker/rabbitmq/obtain.sh "$image"
     # The flags: waiting schedulers sleep instead of spinning on the cores that the workers need.
