@@ -191,7 +191,7 @@ install_node() {
 }
 
 start_rabbitmq() {
-    local image deadline=$((SECONDS + 180))
+    local image deadline
     image=${FOREBAY_RABBITMQ_IMAGE:-$(<producer/src/rabbitmq-image)}
     docker/rabbitmq/obtain.sh "$image"
     # The flags: waiting schedulers sleep instead of spinning on the cores that the workers need.
@@ -201,6 +201,7 @@ start_rabbitmq() {
         die "docker could not start $image (its reason is above)" "see: docker run --rm $image"
     amqp=amqp://guest:guest@$(published 5672)/%2f
     api=http://$(published 15672)
+    deadline=$((SECONDS + 90))
     until python3 -c "import urllib.request as u; u.urlopen('$api', timeout=2)" 2>/dev/null; do
         if [ $SECONDS -ge $deadline ] || [ "$(docker inspect --format '{{.State.Running}}' "$container")" != true ]; then
             docker logs --tail 20 "$container" >&2 || true
