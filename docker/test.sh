@@ -62,6 +62,7 @@ main() {
         step "dependencies" dependencies
         step "unit for systemd" docker/systemd/test.sh
         step "manifests for Kubernetes" docker/kubernetes/test.sh
+        step "arithmetic of docker/peers" python3 -m unittest discover --quiet --start-directory docker/peers
     fi
     local targets=()
     for image in "${images[@]}"; do
