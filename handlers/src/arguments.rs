@@ -12,6 +12,8 @@ use forebay_handlers::manifest::{InvalidListen, Listen};
 use forebay_producer::manual;
 use forebay_worker::Declare;
 
+#[cfg(feature = "bench")]
+use crate::bench;
 use crate::logs::{self, LogFormat};
 use crate::operation::probe::Probe;
 
@@ -42,8 +44,18 @@ What it answers at --listen, and every metric: docs/operation.md";
 
 /// Runs the functions of a forebay.toml for the jobs on RabbitMQ.
 #[derive(Debug, Parser)]
-#[command(name = "forebay-run", version, after_help = EXAMPLES)]
+#[command(
+    name = "forebay-run",
+    version,
+    after_help = EXAMPLES,
+    args_conflicts_with_subcommands = true,
+    disable_help_subcommand = true
+)]
 pub(crate) struct Arguments {
+    #[cfg(feature = "bench")]
+    #[command(subcommand)]
+    pub(crate) verb: Option<Verb>,
+
     /// The manifest.
     #[arg(short, long, value_name = "FILE", default_value = "forebay.toml")]
     pub(crate) config: PathBuf,
@@ -114,6 +126,16 @@ pub(crate) struct Arguments {
     /// Prints the manual page.
     #[arg(long)]
     pub(crate) man: bool,
+}
+
+/// What it does besides working.
+#[cfg(feature = "bench")]
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Verb {
+    Bench(Box<bench::Arguments>),
+    /// One measured process of `bench`.
+    #[command(hide = true)]
+    BenchSide(bench::Target),
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
