@@ -139,7 +139,7 @@ pub(crate) enum Verb {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Declares {
+pub(crate) enum Declares {
     Auto,
     Never,
 }
@@ -178,12 +178,18 @@ impl Arguments {
             queues: self.queues.clone(),
             url: stated(&self.url),
             namespace: stated(&self.namespace),
-            declare: self.declare.map(|declare| match declare {
-                Declares::Auto => Declare::Auto,
-                Declares::Never => Declare::Never,
-            }),
+            declare: self.declare.map(Into::into),
             strict_topology: self.strict_topology,
             exit_after: self.exit_after,
+        }
+    }
+}
+
+impl From<Declares> for Declare {
+    fn from(declares: Declares) -> Self {
+        match declares {
+            Declares::Auto => Self::Auto,
+            Declares::Never => Self::Never,
         }
     }
 }

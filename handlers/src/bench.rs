@@ -151,6 +151,7 @@ fn config(target: &Target) -> Result<Config, String> {
     let overrides = Overrides {
         url: stated(&target.url),
         namespace: stated(&target.namespace),
+        declare: target.declare.map(Into::into),
         ..Overrides::default()
     };
     app::config(&broker, &overrides).map_err(|error| error.to_string())
@@ -158,8 +159,7 @@ fn config(target: &Target) -> Result<Config, String> {
 
 async fn on(arguments: &Arguments, config: &Config) -> Result<Record, Stop> {
     let failed = |error: io::Error| Stop::Failed(error.to_string());
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut ends = Ends::listen().map_err(failed)?;
     let program = std::env::current_exe().map_err(failed)?;
     let mut record = begin(arguments);
     let (product, cluster) = broker(config).await;
@@ -196,13 +196,13 @@ async fn on(arguments: &Arguments, config: &Config) -> Result<Record, Stop> {
             let limit = humantime::format_duration(arguments.time_limit);
             Some(format!("the time limit of {limit} was reached"))
         }
-        () = told(&mut terminate, &mut interrupt) => Some("interrupted".to_owned()),
+        () = ends.told() => Some("interrupted".to_owned()),
     };
     record.seconds = began.elapsed().as_secs_f64();
     record.machine.load[1] = load();
     tokio::select! {
         () = remove(&places, &mut record.notes) => {}
-        () = told(&mut terminate, &mut interrupt) => {
+        () = ends.told() => {
             let left: Vec<_> = places.iter().map(|(_, site)| leftover(site.namespace())).collect();
             return Err(Stop::Failed(format!("interrupted twice; {}", left.join("; "))));
         }
@@ -290,7 +290,6 @@ async fn rounds(
     for (_, site) in places {
         site.declare().await?;
     }
-    let mut measured = Ok(());
     for Step { case, round, order } in steps {
         let one = &mut record.cases[case];
         let ground = places.iter().find(|(_, site)| site.queue_type == one.case.queue_type);
@@ -300,20 +299,13 @@ async fn rounds(
         for who in order {
             let rounds = one.case.rounds;
             screen.run(format!("round {} of {rounds}: {}, {}", round + 1, one.case, who.label()));
-            match ground.run(&one.case, who).await {
-                Ok(run) => _ = whole.runs.insert(who, run),
-                Err(error) => measured = Err(error),
-            }
+            whole.runs.insert(who, ground.run(&one.case, who).await?);
             screen.done();
-        }
-        if measured.is_err() {
-            break;
         }
         one.rounds.push(whole);
         screen.so_far(case, so_far(one));
     }
-    screen.end();
-    measured
+    Ok(())
 }
 
 /// One line about a case.
@@ -334,11 +326,24 @@ fn so_far(measured: &Measured) -> String {
     line
 }
 
-async fn told(terminate: &mut Signal, interrupt: &mut Signal) {
-    tokio::select! {
-        // Both are cancel-safe.
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// Signals that ask for an end; a terminal that is closed does too.
+struct Ends([Signal; 3]);
+
+impl Ends {
+    fn listen() -> io::Result<Self> {
+        let [terminate, interrupt, hangup] =
+            [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
+        Ok(Self([terminate?, interrupt?, hangup?]))
+    }
+
+    async fn told(&mut self) {
+        let [terminate, interrupt, hangup] = &mut self.0;
+        tokio::select! {
+            // All three are cancel-safe.
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = hangup.recv() => {}
+        }
     }
 }
 

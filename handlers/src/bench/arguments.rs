@@ -9,6 +9,7 @@ use forebay_worker::QueueType;
 
 use super::order::Contestant;
 use super::scenario::{Case, Scenario};
+use crate::arguments::Declares;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -73,17 +74,17 @@ pub(crate) struct Arguments {
           value_parser = queue_type)]
     queue_type: Vec<QueueType>,
 
-    /// Deliveries that the broker hands out ahead.
+    /// Deliveries that the broker hands out ahead; several settings are measured one beside the other.
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "200",
           value_parser = clap::value_parser!(u16).range(1..))]
     prefetch: Vec<u16>,
 
-    /// Jobs that run at once in a worker.
+    /// Jobs that run at once in a worker; several settings likewise.
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "64",
           value_parser = clap::value_parser!(u64).range(1..=10_000))]
     concurrency: Vec<u64>,
 
-    /// Size of a job, about, in bytes.
+    /// Size of a job, about, in bytes. Default: 200.
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(60..=16_000_000))]
     payload: Option<u64>,
 
@@ -134,6 +135,10 @@ pub(crate) struct Target {
     /// First part of every name on the broker.
     #[arg(long, value_name = "NAME", env = "FOREBAY_NAMESPACE")]
     pub(crate) namespace: Option<String>,
+
+    /// What may be declared on the broker; a benchmark cannot do without.
+    #[arg(long, value_name = "WHAT", env = "FOREBAY_DECLARE")]
+    pub(crate) declare: Option<Declares>,
 }
 
 /// What runs beside Forebay.

@@ -15,7 +15,8 @@ use super::child::{self, Job};
 use super::job::{Nothing, Tally, carry_out};
 use super::order::{Account, Event, How, Work};
 use crate::arguments::LOG;
-use crate::{logs, operation};
+use crate::operation::{self, Operation};
+use crate::logs;
 
 /// Publishes that wait for their confirms at once, as in `publish_all`.
 pub(crate) const WINDOW: usize = 1_000;
@@ -25,9 +26,7 @@ const RETRY: Duration = Duration::from_millis(100);
 
 /// Retries, log at level info, metrics kept and folded, pages answered: nothing is left out.
 pub(crate) async fn consume(job: &Job<'_>) -> anyhow::Result<Account> {
-    logs::begin(LOG, logs::LogFormat::Json, None).map_err(anyhow::Error::msg)?;
-    let listen = "127.0.0.1:0".parse()?;
-    let operation = operation::open(Some(&listen)).map_err(anyhow::Error::msg)?;
+    let operation = watch()?;
     let order = job.order;
     let queue = QueueOptions::new()
         .concurrency(order.concurrency)
@@ -61,6 +60,13 @@ pub(crate) async fn consume(job: &Job<'_>) -> anyhow::Result<Account> {
     Ok(account)
 }
 
+/// Log and metrics as `forebay-run` has them.
+fn watch() -> anyhow::Result<Operation> {
+    logs::begin(LOG, logs::LogFormat::Json, None).map_err(anyhow::Error::msg)?;
+    let listen = "127.0.0.1:0".parse()?;
+    operation::open(Some(&listen)).map_err(anyhow::Error::msg)
+}
+
 async fn handle(job: Nothing, cx: Context<Arc<Tally>>) -> JobResult {
     let tally = cx.state();
     carry_out(tally.work).await;
@@ -73,6 +79,8 @@ async fn handle(job: Nothing, cx: Context<Arc<Tally>>) -> JobResult {
 
 /// Connects first, so that the time is that of publishing.
 pub(crate) async fn publish(job: &Job<'_>, how: How, jobs: u64) -> anyhow::Result<Account> {
+    // It answers nothing, because that takes a worker; what is counted is kept all the same.
+    let _operation = watch()?;
     let producer = Producer::connect(job.config).await?;
     let (tally, payload) = (&job.tally, job.order.payload);
     child::say(&Event::Working);

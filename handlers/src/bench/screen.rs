@@ -58,8 +58,11 @@ impl Screen {
         }
     }
 
-    /// Leaves the terminal as it was.
-    pub(crate) fn end(&self) {
+}
+
+/// Leaves the terminal as it was, however it ends.
+impl Drop for Screen {
+    fn drop(&mut self) {
         _ = self.all.clear();
     }
 }

@@ -32,7 +32,7 @@ pub(crate) fn whole(record: &Record) -> String {
 
 fn grid(cells: &Cells) -> String {
     let mut table = Table::new();
-    let header: Vec<_> = cells.header.iter().map(|word| word.to_uppercase()).collect();
+    let header: Vec<_> = cells.header.iter().map(|word| word.to_ascii_uppercase()).collect();
     table.load_style(presets::NOTHING).set_header(header).add_rows(&cells.rows);
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
