@@ -21,6 +21,7 @@ mod plot;
 mod record;
 mod scenario;
 mod screen;
+mod session;
 mod side;
 mod site;
 mod stats;
@@ -29,31 +30,18 @@ mod text;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
-use anyhow::Context as _;
 use forebay_handlers::Manifest;
 use forebay_handlers::app::{self, Overrides};
 use forebay_handlers::manifest::Broker;
-use forebay_producer::link::greeting::greetings;
 use forebay_worker::{Config, Declare};
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time;
 
 pub(crate) use self::arguments::{Arguments, Target};
 use self::arguments::{Compare, Format};
-use self::beam::Beam;
-use self::machine::{Machine, load};
-use self::measure::Ground;
-use self::plan::Step;
-use self::record::{Measured, Record, Round};
-use self::screen::Screen;
-use self::side::Place;
-use self::site::Site;
+use self::machine::Machine;
+use self::record::{Measured, Record};
 use crate::{UNREACHABLE, USAGE, WORK_FAILED};
-
-/// How long a broker may take to say its version.
-const GREETING: Duration = Duration::from_secs(5);
 
 /// Why nothing could be measured.
 enum Stop {
@@ -134,7 +122,7 @@ fn measure(arguments: &Arguments) -> Result<Record, Stop> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime =
         runtime.map_err(|error| Stop::Failed(format!("no threads to run on: {error}")))?;
-    let measured = runtime.block_on(on(arguments, &config));
+    let measured = runtime.block_on(session::run(arguments, &config, begin(arguments)));
     runtime.shutdown_timeout(Duration::from_secs(1));
     measured
 }
@@ -154,60 +142,9 @@ fn config(target: &Target) -> Result<Config, String> {
         declare: target.declare.map(Into::into),
         ..Overrides::default()
     };
-    app::config(&broker, &overrides).map_err(|error| error.to_string())
-}
-
-async fn on(arguments: &Arguments, config: &Config) -> Result<Record, Stop> {
-    let failed = |error: io::Error| Stop::Failed(error.to_string());
-    let mut ends = Ends::listen().map_err(failed)?;
-    let program = std::env::current_exe().map_err(failed)?;
-    let mut record = begin(arguments);
-    let (product, cluster) = broker(config).await;
-    record.broker = product;
-    let beam = beam(config, &cluster, &mut record.notes);
-    let mut types: Vec<_> = record.cases.iter().map(|one| one.case.queue_type).collect();
-    types.sort_by_key(ToString::to_string);
-    types.dedup();
-    let base = format!("{}-bench-{:08x}", config.topology().namespace(), fastrand::u32(..));
-    let mut sites = Vec::new();
-    for queue_type in types {
-        let namespace = format!("{base}-{queue_type}");
-        match Site::open(config, &namespace, queue_type).await {
-            Ok(site) => sites.push(site),
-            Err(error) if site::unreachable(&error) => {
-                return Err(Stop::Broker(format!("{error:#}")));
-            }
-            Err(error) => return Err(Stop::Usage(format!("{error:#}"))),
-        }
-    }
-    let place = |site: &Site| Place {
-        program: program.clone(),
-        manifest: arguments.target.config.clone(),
-        url: arguments.target.url.clone(),
-        namespace: site.namespace().to_owned(),
-    };
-    let with_place = |site| (place(&site), site);
-    let places: Vec<(Place, Site)> = sites.into_iter().map(with_place).collect();
-    let began = Instant::now();
-    record.cut_short = tokio::select! {
-        // What is cut off is one round: its processes end with it, and its figures do not count.
-        done = rounds(&places, beam.as_ref(), &mut record) => done.err().map(|error| format!("{error:#}")),
-        () = time::sleep(arguments.time_limit) => {
-            let limit = humantime::format_duration(arguments.time_limit);
-            Some(format!("the time limit of {limit} was reached"))
-        }
-        () = ends.told() => Some("interrupted".to_owned()),
-    };
-    record.seconds = began.elapsed().as_secs_f64();
-    record.machine.load[1] = load();
-    tokio::select! {
-        () = remove(&places, &mut record.notes) => {}
-        () = ends.told() => {
-            let left: Vec<_> = places.iter().map(|(_, site)| leftover(site.namespace())).collect();
-            return Err(Stop::Failed(format!("interrupted twice; {}", left.join("; "))));
-        }
-    }
-    Ok(record)
+    let config = app::config(&broker, &overrides).map_err(|error| error.to_string())?;
+    // Whoever sits before the screen mends a password sooner than we try it again.
+    Ok(config.access_patience(Duration::ZERO))
 }
 
 fn begin(arguments: &Arguments) -> Record {
@@ -257,112 +194,6 @@ fn command(arguments: impl Iterator<Item = String>) -> String {
     words.join(" ")
 }
 
-/// Product with version, and the name of the cluster.
-async fn broker(config: &Config) -> (String, String) {
-    let heard = greetings(config, GREETING).await;
-    let greeting = heard.into_iter().find_map(|(_, greeting)| greeting.ok());
-    // Whoever does not greet will not let us in either, and then says why.
-    greeting.map_or_else(Default::default, |greeting| {
-        (format!("{} {}", greeting.product, greeting.version), greeting.cluster)
-    })
-}
-
-fn beam(config: &Config, cluster: &str, notes: &mut Vec<String>) -> Option<Beam> {
-    match Beam::find(config, cluster) {
-        Ok(beam) => Some(beam),
-        Err(why) => {
-            notes.push(format!("the broker's CPU time is left out: {why}"));
-            None
-        }
-    }
-}
-
-/// All rounds, as planned. What is measured stands in the record as soon as its round is whole.
-async fn rounds(
-    places: &[(Place, Site)],
-    beam: Option<&Beam>,
-    record: &mut Record,
-) -> anyhow::Result<()> {
-    let cases: Vec<_> = record.cases.iter().map(|one| one.case.clone()).collect();
-    let steps = plan::steps(&cases);
-    let runs: usize = steps.iter().map(|step| step.order.len()).sum();
-    let screen = Screen::begin(runs as u64, cases.len());
-    for (_, site) in places {
-        site.declare().await?;
-    }
-    for Step { case, round, order } in steps {
-        let one = &mut record.cases[case];
-        let ground = places.iter().find(|(_, site)| site.queue_type == one.case.queue_type);
-        let (place, site) = ground.context("every type of queue has a site")?;
-        let ground = Ground { site, place, beam, screen: &screen };
-        let mut whole = Round { order: order.clone(), load: load(), runs: Default::default() };
-        for who in order {
-            let rounds = one.case.rounds;
-            screen.run(format!("round {} of {rounds}: {}, {}", round + 1, one.case, who.label()));
-            whole.runs.insert(who, ground.run(&one.case, who).await?);
-            screen.done();
-        }
-        one.rounds.push(whole);
-        screen.so_far(case, so_far(one));
-    }
-    Ok(())
-}
-
-/// One line about a case.
-fn so_far(measured: &Measured) -> String {
-    let figure = measured.case.scenario.main_figure();
-    let mut line = format!("{}:", measured.case);
-    for &who in &measured.case.contestants[1..] {
-        let pairs = measured.pairs(figure, measured.case.contestants[0], who);
-        if let Some(found) = stats::estimate(&stats::ratios(pairs)) {
-            line += &format!(
-                "  {} ÷ {}: {}",
-                figure.label(),
-                who.label(),
-                cells::with_interval(&found)
-            );
-        }
-    }
-    line
-}
-
-/// Signals that ask for an end; a terminal that is closed does too.
-struct Ends([Signal; 3]);
-
-impl Ends {
-    fn listen() -> io::Result<Self> {
-        let [terminate, interrupt, hangup] =
-            [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
-        Ok(Self([terminate?, interrupt?, hangup?]))
-    }
-
-    async fn told(&mut self) {
-        let [terminate, interrupt, hangup] = &mut self.0;
-        tokio::select! {
-            // All three are cancel-safe.
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-            _ = hangup.recv() => {}
-        }
-    }
-}
-
-async fn remove(places: &[(Place, Site)], notes: &mut Vec<String>) {
-    for (_, site) in places {
-        if let Err(error) = site.remove().await {
-            notes.push(format!("{error:#}: {}", leftover(site.namespace())));
-        }
-    }
-}
-
-fn leftover(namespace: &str) -> String {
-    format!(
-        "namespace {namespace} is still there; remove it with: forebay --namespace {namespace} \
-         topology delete --queue bench --force --yes, then the same with --all in place of \
-         --queue bench"
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -376,7 +207,7 @@ mod tests {
 
     #[test]
     fn json_can_be_read_again() {
-        let record = digest::tests::drained(&[[900.0, 1000.0, 300.0]]);
+        let record = digest::tests::drained(&[[900.0, 1000.0, 300.0]; 6]);
         let text = json(&record).unwrap();
         let again: Record = serde_json::from_str(&text).unwrap();
         assert_eq!(json(&again).unwrap(), text);

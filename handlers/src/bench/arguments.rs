@@ -35,7 +35,8 @@ Scenarios:
 
 How it measures: each contestant runs in a process of its own; a round holds one run of each, in
 alternating order, and what is printed is the median of the rounds' ratios with a 95 % interval
-(bootstrap). A target is met when the better end of the interval reaches it. It needs a quiet
+(bootstrap). A target is met when the better end of the interval reaches it; fewer than 6 rounds
+decide nothing. It needs a quiet
 machine, and a namespace of its own on the broker, NAMESPACE-bench-XXXXXXXX, which it removes in
 the end.
 

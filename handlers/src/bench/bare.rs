@@ -60,6 +60,8 @@ pub(crate) async fn consume(job: &Job<'_>) -> anyhow::Result<Account> {
     };
     tasks.close();
     tasks.wait().await;
+    // The broker answers once it has seen the acks before it; a closing connection may overtake them.
+    shop.channel.close(200, "done".into()).await.context("failed to close the channel")?;
     connection.close(200, "done".into()).await.context("failed to close")?;
     Ok(job.account(resident))
 }

@@ -30,7 +30,12 @@ pub(crate) fn targets(targets: &[Target]) -> Cells {
             wanted,
             format!("{:.2}", target.found.median),
             interval(&target.found),
-            if target.met { "yes" } else { "no" }.to_owned(),
+            match target.met {
+                Some(true) => "yes",
+                Some(false) => "no",
+                None => "too few rounds",
+            }
+            .to_owned(),
         ]
     };
     Cells { header: header.map(str::to_owned).to_vec(), rows: targets.iter().map(row).collect() }
@@ -69,9 +74,13 @@ pub(crate) fn settings(result: &Result) -> String {
     let rate = case.per_second.map(|rate| format!(" at {}/s", number(rate.into(), 0)));
     let processes =
         if case.workers > 1 { format!(", {} processes", case.workers) } else { String::new() };
+    let jobs = match case.jobs {
+        0 => "no jobs".to_owned(),
+        1 => "1 job".to_owned(),
+        jobs => format!("{} jobs", number(jobs as f64, 0)),
+    };
     format!(
-        "{} jobs of {} bytes{}, prefetch {}, concurrency {}{processes}, {} round{}",
-        number(case.jobs as f64, 0),
+        "{jobs} of {} bytes{}, prefetch {}, concurrency {}{processes}, {} round{}",
         number(case.payload as f64, 0),
         rate.unwrap_or_default(),
         case.prefetch,
@@ -158,7 +167,7 @@ mod tests {
 
     #[test]
     fn a_target_says_what_was_wanted_and_found() {
-        let results = digest::results(&drained(&[[900.0, 1000.0, 300.0]]));
+        let results = digest::results(&drained(&[[900.0, 1000.0, 300.0]; 6]));
         let cells = targets(&digest::targets(&results));
         assert_eq!(cells.rows[0][2..], ["≥ 0.95", "0.90", "0.90 to 0.90", "no"]);
     }

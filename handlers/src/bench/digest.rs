@@ -30,8 +30,8 @@ pub(crate) struct Target {
     pub(crate) queue_type: QueueType,
     pub(crate) wanted: Wanted,
     pub(crate) found: Estimate,
-    /// The better end of the interval reaches it.
-    pub(crate) met: bool,
+    /// The better end of the interval reaches it; `None` when there were too few rounds to tell.
+    pub(crate) met: Option<bool>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -40,6 +40,9 @@ pub(crate) enum Wanted {
     AtLeast(f64),
     AtMost(f64),
 }
+
+/// The interval of fewer rounds than this is hardly more than chance.
+const FEWEST_ROUNDS: usize = 6;
 
 /// A goal before anything was measured; without a reference it is one of Forebay's figure alone.
 struct Goal {
@@ -151,7 +154,7 @@ pub(crate) fn targets(results: &[Result]) -> Vec<Target> {
                     queue_type: result.case.queue_type,
                     wanted: goal.wanted,
                     found: *found,
-                    met: met(goal, found),
+                    met: (found.rounds >= FEWEST_ROUNDS).then(|| met(goal, found)),
                 })
             },
         )
@@ -220,13 +223,21 @@ pub(crate) mod tests {
 
     #[test]
     fn a_target_is_met_when_the_better_end_of_the_interval_reaches_it() {
-        let record = drained(&[[900.0, 1000.0, 300.0], [960.0, 1000.0, 900.0]]);
+        let two = [[900.0, 1000.0, 300.0], [960.0, 1000.0, 900.0]];
+        let record = drained(&two.repeat(4));
         let met: Vec<_> = targets(&results(&record)).iter().map(|target| target.met).collect();
         // 0.90 to 0.96 of batched, 1.07 to 3 of awaited, CPU 1.04 to 1.11.
-        assert_eq!(met, [true, true, true]);
-        let slow = drained(&[[700.0, 1000.0, 600.0]; 3]);
+        assert_eq!(met, [Some(true); 3]);
+        let slow = drained(&[[700.0, 1000.0, 600.0]; 6]);
         let met: Vec<_> = targets(&results(&slow)).iter().map(|target| target.met).collect();
-        assert_eq!(met, [false, false, false]);
+        assert_eq!(met, [Some(false); 3]);
+    }
+
+    #[test]
+    fn a_few_rounds_decide_nothing() {
+        let record = drained(&[[2000.0, 1000.0, 300.0]; 5]);
+        let met: Vec<_> = targets(&results(&record)).iter().map(|target| target.met).collect();
+        assert_eq!(met, [None; 3]);
     }
 
     #[test]

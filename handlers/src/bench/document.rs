@@ -125,7 +125,8 @@ mod tests {
 
     #[test]
     fn it_names_machine_versions_command_and_figures() {
-        let text = document(&drained(&[[900.0, 1000.0, 300.0]]), &[("Ratios", "x.svg".to_owned())]);
+        let record = drained(&[[900.0, 1000.0, 300.0]; 6]);
+        let text = document(&record, &[("Ratios", "x.svg".to_owned())]);
         for words in [
             "| broker | RabbitMQ 4.3.6 |",
             "| command | forebay bench |",

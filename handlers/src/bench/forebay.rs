@@ -15,8 +15,8 @@ use super::child::{self, Job};
 use super::job::{Nothing, Tally, carry_out};
 use super::order::{Account, Event, How, Work};
 use crate::arguments::LOG;
-use crate::operation::{self, Operation};
 use crate::logs;
+use crate::operation::{self, Operation};
 
 /// Publishes that wait for their confirms at once, as in `publish_all`.
 pub(crate) const WINDOW: usize = 1_000;

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use super::digest::Result;
 use super::order::Contestant;
 use super::record::Measured;
-use super::scenario::Scenario;
+use super::scenario::{Figure, Scenario};
 use super::stats::Estimate;
 
 const WIDTH: f64 = 860.0;
@@ -20,9 +20,9 @@ const COLOURS: [&str; 3] = ["#0b6e4f", "#b5541c", "#4a5a9a"];
 
 /// Every ratio with its interval, on one scale that doubles from line to line.
 pub(crate) fn ratios(results: &[Result]) -> Option<String> {
-    let rows: Vec<(String, Estimate)> = results.iter().flat_map(rows).collect();
-    let least = rows.iter().map(|(_, found)| found.low).fold(0.5, f64::min).max(0.01);
-    let most = rows.iter().map(|(_, found)| found.high).fold(2.0, f64::max).min(1_000.0);
+    let rows: Vec<(String, Figure, Estimate)> = results.iter().flat_map(rows).collect();
+    let least = rows.iter().map(|(.., found)| found.low).fold(0.5, f64::min).max(0.01);
+    let most = rows.iter().map(|(.., found)| found.high).fold(2.0, f64::max).min(1_000.0);
     let (from, to) = (least.log2().floor(), most.log2().ceil());
     let x = |ratio: f64| {
         let share = (ratio.clamp(0.01, 1_000.0).log2() - from) / (to - from);
@@ -32,27 +32,30 @@ pub(crate) fn ratios(results: &[Result]) -> Option<String> {
         return None;
     }
     let height = TOP + ROW * rows.len() as f64 + 24.0;
-    let mut svg = begin(height, "Forebay ÷ reference: median and 95 % interval");
+    let title = "Forebay ÷ reference: median and 95 % interval. Green: more is better; brown: less is";
+    let mut svg = begin(height, title);
     for power in from as i32..=to as i32 {
         let (at, ratio) = (x(2f64.powi(power)), 2f64.powi(power));
         let colour = if power == 0 { "#333" } else { "#ddd" };
         line(&mut svg, (at, TOP - 8.0), (at, height - 20.0), colour, 1.0);
         words(&mut svg, at, height - 6.0, "middle", "small", &ratio.to_string());
     }
-    for (place, (label, found)) in rows.iter().enumerate() {
+    for (place, (label, figure, found)) in rows.iter().enumerate() {
         let y = TOP + ROW * place as f64 + ROW / 2.0;
         words(&mut svg, LABELS - 14.0, y + 4.0, "end", "", label);
-        line(&mut svg, (x(found.low), y), (x(found.high), y), COLOURS[0], 3.0);
-        circle(&mut svg, x(found.median), y);
+        let colour = COLOURS[usize::from(!figure.more_is_better())];
+        line(&mut svg, (x(found.low), y), (x(found.high), y), colour, 3.0);
+        circle(&mut svg, x(found.median), y, colour);
     }
     Some(svg + "</svg>\n")
 }
 
-fn rows(result: &Result) -> Vec<(String, Estimate)> {
+fn rows(result: &Result) -> Vec<(String, Figure, Estimate)> {
     let main = result.case.scenario.main_figure();
     let row = |(who, figures): (&Contestant, &std::collections::BTreeMap<_, _>)| {
         let found: &Estimate = figures.get(&main)?;
-        Some((format!("{}, {} ÷ {}", result.case, main.label(), who.label()), *found))
+        let label = format!("{}, {} ÷ {}", result.case, main.label(), who.label());
+        Some((label, main, *found))
     };
     result.ratios.iter().filter_map(row).collect()
 }
@@ -116,8 +119,7 @@ fn line(svg: &mut String, from: (f64, f64), to: (f64, f64), colour: &str, width:
     );
 }
 
-fn circle(svg: &mut String, x: f64, y: f64) {
-    let colour = COLOURS[0];
+fn circle(svg: &mut String, x: f64, y: f64, colour: &str) {
     _ = writeln!(svg, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"5\" fill=\"{colour}\"/>");
 }
 

@@ -146,7 +146,10 @@ impl Scenario {
             Self::MemoryPayload => {
                 "The same with payloads of 10 MB, a prefetch of 4 and 2 at once."
             }
-            Self::Idle => "Memory of a worker that has waited for 3 s at an empty queue.",
+            Self::Idle => {
+                "Memory of a worker that has waited for 3 s at an empty queue. The reference is \
+                 the same program, whose own pages are counted too."
+            }
             Self::Start => {
                 "From the start of the process to the handler of a job that waits already."
             }
@@ -271,6 +274,11 @@ impl Figure {
             Self::BrokerMicros => "broker CPU µs/job",
             Self::PaceLateMs => "pace late ms",
         }
+    }
+
+    /// Of times, memory and costs less is.
+    pub(crate) fn more_is_better(self) -> bool {
+        matches!(self, Self::JobsPerSecond | Self::LeastShare)
     }
 
     /// Digits behind the point.

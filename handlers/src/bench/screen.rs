@@ -57,7 +57,6 @@ impl Screen {
             bar.set_message(line);
         }
     }
-
 }
 
 /// Leaves the terminal as it was, however it ends.

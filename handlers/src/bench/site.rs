@@ -20,6 +20,8 @@ const QUEUE: &str = "bench";
 /// From here on jobs are published one after another, to hold few of them.
 const LARGE: usize = 1_000_000;
 const DEADLINE: Duration = Duration::from_secs(30);
+/// Shorter than for a publish: somebody waits for the first figure.
+const CONNECT: Duration = Duration::from_secs(10);
 /// How often the backlog is looked at.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -38,7 +40,8 @@ impl Site {
         queue_type: QueueType,
     ) -> anyhow::Result<Self> {
         let config = config.clone().namespace(namespace)?.queue_type(QUEUE, queue_type);
-        let producer = Producer::connect(&config).await?;
+        let producer = Producer::new(&config);
+        producer.link().connected(link::after(CONNECT)).await?;
         let inspector = Inspector::on(producer.link().clone(), &config);
         Ok(Self { queue_type, config, producer, inspector })
     }
