@@ -32,7 +32,8 @@ pub(crate) fn ratios(results: &[Result]) -> Option<String> {
         return None;
     }
     let height = TOP + ROW * rows.len() as f64 + 24.0;
-    let title = "Forebay ÷ reference: median and 95 % interval. Green: more is better; brown: less is";
+    let title =
+        "Forebay ÷ reference: median and 95 % interval. Green: more is better; brown: less is";
     let mut svg = begin(height, title);
     for power in from as i32..=to as i32 {
         let (at, ratio) = (x(2f64.powi(power)), 2f64.powi(power));
