@@ -17,9 +17,6 @@ use crate::bench;
 use crate::logs::{self, LogFormat};
 use crate::operation::probe::Probe;
 
-/// What is logged unless asked otherwise. The two that are off log errors that they return to us.
-pub(crate) const LOG: &str = "info,lapin=off,rustls_platform_verifier=off";
-
 const EXAMPLES: &str = "\
 Examples:
   forebay-run                              work as ./forebay.toml says
@@ -41,6 +38,9 @@ Exit codes:
   3  the broker refused us
 
 What it answers at --listen, and every metric: docs/operation.md";
+
+/// What is logged unless somebody says otherwise; a benchmark logs the same.
+pub(crate) const LOG: &str = "info";
 
 /// Runs the functions of a forebay.toml for the jobs on RabbitMQ.
 #[derive(Debug, Parser)]
@@ -105,7 +105,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "PAGE", num_args = 0..=1, default_missing_value = "livez")]
     pub(crate) probe: Option<Probe>,
 
-    /// What to log: a level, or levels by module.
+    /// What to log: a level, or levels by module. The client library lapin stays off unless it is
+    /// named: it logs payloads, and at level trace the password.
     #[arg(long, value_name = "FILTER", env = "RUST_LOG", default_value = LOG)]
     pub(crate) log: String,
 
