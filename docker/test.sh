@@ -150,7 +150,7 @@ features() {
     for feature in '' redis postgres otel; do
         cargo check -p forebay-worker --no-default-features --features "$feature" --locked
     done
-    for feature in '' cli email image postgres redis; do
+    for feature in '' bench cli email image postgres redis; do
         cargo check -p forebay-handlers --no-default-features --features "$feature" --locked
     done
 }

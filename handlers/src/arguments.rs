@@ -12,6 +12,8 @@ use forebay_handlers::manifest::{InvalidListen, Listen};
 use forebay_producer::manual;
 use forebay_worker::Declare;
 
+#[cfg(feature = "bench")]
+use crate::bench;
 use crate::logs::{self, LogFormat};
 use crate::operation::probe::Probe;
 
@@ -37,10 +39,23 @@ Exit codes:
 
 What it answers at --listen, and every metric: docs/operation.md";
 
+/// What is logged unless somebody says otherwise; a benchmark logs the same.
+pub(crate) const LOG: &str = "info";
+
 /// Runs the functions of a forebay.toml for the jobs on RabbitMQ.
 #[derive(Debug, Parser)]
-#[command(name = "forebay-run", version, after_help = EXAMPLES)]
+#[command(
+    name = "forebay-run",
+    version,
+    after_help = EXAMPLES,
+    args_conflicts_with_subcommands = true,
+    disable_help_subcommand = true
+)]
 pub(crate) struct Arguments {
+    #[cfg(feature = "bench")]
+    #[command(subcommand)]
+    pub(crate) verb: Option<Verb>,
+
     /// The manifest.
     #[arg(short, long, value_name = "FILE", default_value = "forebay.toml")]
     pub(crate) config: PathBuf,
@@ -92,7 +107,7 @@ pub(crate) struct Arguments {
 
     /// What to log: a level, or levels by module. The client library lapin stays off unless it is
     /// named: it logs payloads, and at level trace the password.
-    #[arg(long, value_name = "FILTER", env = "RUST_LOG", default_value = "info")]
+    #[arg(long, value_name = "FILTER", env = "RUST_LOG", default_value = LOG)]
     pub(crate) log: String,
 
     /// How it is logged: auto (text on a terminal, JSON elsewhere), text or json.
@@ -114,8 +129,18 @@ pub(crate) struct Arguments {
     pub(crate) man: bool,
 }
 
+/// What it does besides working.
+#[cfg(feature = "bench")]
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Verb {
+    Bench(Box<bench::Arguments>),
+    /// One measured process of `bench`.
+    #[command(hide = true)]
+    BenchSide(bench::Target),
+}
+
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Declares {
+pub(crate) enum Declares {
     Auto,
     Never,
 }
@@ -154,12 +179,18 @@ impl Arguments {
             queues: self.queues.clone(),
             url: stated(&self.url),
             namespace: stated(&self.namespace),
-            declare: self.declare.map(|declare| match declare {
-                Declares::Auto => Declare::Auto,
-                Declares::Never => Declare::Never,
-            }),
+            declare: self.declare.map(Into::into),
             strict_topology: self.strict_topology,
             exit_after: self.exit_after,
+        }
+    }
+}
+
+impl From<Declares> for Declare {
+    fn from(declares: Declares) -> Self {
+        match declares {
+            Declares::Auto => Self::Auto,
+            Declares::Never => Self::Never,
         }
     }
 }

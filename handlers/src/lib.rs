@@ -7,11 +7,12 @@
 //!
 //! # Features
 //!
-//! `cli`, `email` and `image` are on by default, and the image has all (`full`); a library does well with `default-features = false` and those
+//! `bench`, `cli`, `email` and `image` are on by default, and the image has all (`full`); a library does well with `default-features = false` and those
 //! it needs.
 //!
 //! | feature | brings |
 //! |---|---|
+//! | `bench` | `forebay-run bench`, with the crate lapin to compare with |
 //! | `cli` | the binary `forebay-run` |
 //! | `email` | `email.send`: `Email`, with the crate lettre |
 //! | `image` | `image.thumbnail`: `Thumbnail`, with the crate image, for JPEG, PNG, WebP and GIF |

@@ -3,6 +3,8 @@
 //! logs on standard error, an exit code.
 
 mod arguments;
+#[cfg(feature = "bench")]
+mod bench;
 mod logs;
 mod operation;
 mod signals;
@@ -22,6 +24,8 @@ use futures_util::future::join_all;
 use tracing::error;
 
 use crate::arguments::Arguments;
+#[cfg(feature = "bench")]
+use crate::arguments::Verb;
 use crate::operation::Operation;
 use crate::operation::probe::Probe;
 use crate::signals::{Cut, Signals};
@@ -34,6 +38,12 @@ const UNREACHABLE: u8 = 3;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    #[cfg(feature = "bench")]
+    match &arguments.verb {
+        Some(Verb::Bench(bench)) => return bench::main(bench),
+        Some(Verb::BenchSide(target)) => return bench::side(target),
+        None => {}
+    }
     if let Some(text) = arguments.about_us() {
         let written = io::stdout().write_all(&text);
         return if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(WORK_FAILED) };

@@ -6,7 +6,7 @@ mod metrics;
 mod notify;
 mod pages;
 pub(crate) mod probe;
-mod process;
+pub(crate) mod process;
 mod server;
 
 use std::net::TcpListener;

@@ -1,5 +1,6 @@
 //! Everything that speaks AMQP: connections, declarations, publishing, dead letters.
 
+pub mod bare;
 pub mod connection;
 pub mod dead;
 

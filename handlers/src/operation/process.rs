@@ -9,9 +9,9 @@ use rustix::process::{Resource, getrlimit};
 
 /// The numbers of `/proc/self/stat` that are shown.
 #[derive(Debug, PartialEq)]
-struct Stat {
+pub(crate) struct Stat {
     /// User and system time.
-    cpu_ticks: u64,
+    pub(crate) cpu_ticks: u64,
     threads: u64,
     /// Since boot.
     start_ticks: u64,
@@ -52,7 +52,7 @@ pub(crate) fn numbers() -> String {
 }
 
 /// See proc_pid_stat(5). The second field, the program's name, may hold anything.
-fn parse_stat(text: &str) -> Option<Stat> {
+pub(crate) fn parse_stat(text: &str) -> Option<Stat> {
     let (_, rest) = text.rsplit_once(')')?;
     let fields: Vec<&str> = rest.split_whitespace().collect();
     // Fields are counted from 1 there, and the third is the first here.

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may fail anywhere")]
 
+#[cfg(feature = "bench")]
+mod bench;
 mod check;
 mod digest;
 #[cfg(feature = "email")]

@@ -32,13 +32,14 @@ pub(crate) fn run(verb: &Completions, command: Command) -> anyhow::Result<Exit> 
     Ok(Exit::Fine)
 }
 
-/// The command with its global flags where they mean something: behind `run` another program reads
-/// them, which has only some.
+/// The command with its global flags where they mean something: behind `run` and `bench` another
+/// program reads them, which has only some.
 fn fitting(command: Command) -> Command {
     let globals = command.get_arguments().filter(|arg| arg.is_global_set()).cloned();
     let globals: Vec<_> = globals.map(|arg| arg.global(false)).collect();
     command.mut_args(|arg| arg.global(false)).mut_subcommands(|verb| match verb.get_name() {
         "run" => of_the_worker(verb, &globals),
+        "bench" => of_the_benchmark(verb, &globals),
         _ => with(verb, &globals),
     })
 }
@@ -55,6 +56,20 @@ fn of_the_worker(run: Command, globals: &[Arg]) -> Command {
         .mut_arg("_arguments", |arguments| arguments.value_hint(ValueHint::Other))
         .arg(Arg::new("check").long("check").action(ArgAction::SetTrue))
         .arg(Arg::new("queue").long("queue").value_name("NAME"))
+        .arg(Arg::new("help").long("help").action(ArgAction::SetTrue))
+}
+
+/// The flags that a benchmark is called with most.
+fn of_the_benchmark(bench: Command, globals: &[Arg]) -> Command {
+    const SHARED: [&str; 4] = ["url", "namespace", "config", "output"];
+    let shared = globals.iter().filter(|arg| SHARED.contains(&arg.get_id().as_str()));
+    let own = ["scenario", "rounds", "jobs", "queue-type", "prefetch", "concurrency", "payload"];
+    bench
+        .args(shared)
+        .mut_arg("_arguments", |arguments| arguments.value_hint(ValueHint::Other))
+        .args(own.map(|name| Arg::new(name).long(name).value_name("VALUE")))
+        .arg(Arg::new("from").long("from").value_name("FILE").value_hint(ValueHint::FilePath))
+        .arg(Arg::new("write").long("write").value_name("FILE").value_hint(ValueHint::FilePath))
         .arg(Arg::new("help").long("help").action(ArgAction::SetTrue))
 }
 
@@ -78,6 +93,8 @@ mod tests {
         };
         assert!(lines("queues").contains("-l output") && lines("queues").contains("-l watch"));
         assert!(lines("run").contains("-l check") && lines("run").contains("-l config"));
+        assert!(lines("bench").contains("-l scenario") && lines("bench").contains("-l output"));
+        assert!(!lines("bench").contains("-l declare"));
         assert!(!lines("run").contains("-l output") && !lines("run").contains("-l timeout"));
     }
 

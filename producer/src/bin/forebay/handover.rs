@@ -1,4 +1,4 @@
-//! `forebay run`: another program, found beside this one or on PATH.
+//! `forebay run` and `forebay bench`: another program, found beside this one or on PATH.
 //! In: the arguments, before anybody parses them. Out: this process becomes the other program.
 
 use std::convert::Infallible;
@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand};
 use tokio::time;
 
 use crate::exit::Stop;
-use crate::globals::Globals;
+use crate::globals::{Format, Globals};
 
 /// How long another program may take for what we ask it.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -31,6 +31,23 @@ Examples:
 All arguments go to forebay-run, which `cargo install forebay-handlers` installs."
 )]
 pub(crate) struct Run {
+    #[command(flatten)]
+    rest: Rest,
+}
+
+/// Measure Forebay on this machine and broker, beside the bare client library (forebay-run)
+#[derive(Args)]
+#[command(
+    disable_help_flag = true,
+    after_help = "\
+Examples:
+  forebay bench
+  forebay bench --scenario drain --rounds 5
+  forebay bench --help
+
+All arguments go to forebay-run bench, which `cargo install forebay-handlers` installs."
+)]
+pub(crate) struct Bench {
     #[command(flatten)]
     rest: Rest,
 }
@@ -74,11 +91,17 @@ pub(crate) fn asked(command_line: impl IntoIterator<Item = OsString>) -> Option<
     let Verb::Any(words) = peek.verb?;
     let (verb, rest) = words.split_first()?;
     let (program, package) = match verb.to_str()? {
-        "run" => ("forebay-run", "forebay-handlers"),
+        "run" | "bench" => ("forebay-run", "forebay-handlers"),
         _ => return None,
     };
     let globals = &peek.globals;
     let mut arguments: Vec<OsString> = Vec::new();
+    if verb == "bench" {
+        arguments.push(verb.clone());
+        if globals.output == Format::Json {
+            arguments.extend(["--output", "json"].map(OsString::from));
+        }
+    }
     if let Some(file) = globals.config.clone() {
         arguments.extend([OsString::from("--config"), file.into()]);
     }
@@ -134,7 +157,7 @@ pub(crate) async fn ask(program: &str, arguments: &[impl AsRef<OsStr>]) -> io::R
 
 /// The verb came where only the full parser sees it.
 pub(crate) fn not_understood() -> anyhow::Error {
-    Stop::Usage("put `run` directly behind the global options".to_owned()).into()
+    Stop::Usage("put `run` or `bench` directly behind the global options".to_owned()).into()
 }
 
 /// Beside us, else left to PATH.
@@ -183,6 +206,14 @@ mod tests {
         assert_eq!(asked.arguments, ["--config", "f.toml", "5"].map(OsString::from));
         assert!(asked.environment.contains(&("AMQP_URL", "amqp://a".into())));
         assert!(asked.environment.contains(&("FOREBAY_NAMESPACE", "n".into())));
+    }
+
+    #[test]
+    fn a_benchmark_is_a_verb_of_the_other_program() {
+        let asked = ask("forebay --config f.toml --output json bench -s drain").unwrap();
+        assert_eq!(asked.program, "forebay-run");
+        let arguments = ["bench", "--output", "json", "--config", "f.toml", "-s", "drain"];
+        assert_eq!(asked.arguments, arguments.map(OsString::from));
     }
 
     #[test]

@@ -74,12 +74,13 @@ enum Verb {
     Spool(spool::Spool),
     Doctor(doctor::Doctor),
     Run(handover::Run),
+    Bench(handover::Bench),
     Completions(completions::Completions),
     Man(man::Manual),
 }
 
 fn main() -> ExitCode {
-    // Before everything else: what follows `run` is not ours to parse.
+    // Before everything else: what follows `run` or `bench` is not ours to parse.
     if let Some(asked) = handover::asked(std::env::args_os()) {
         return exit::code(handover::run(&asked).map(|never| match never {}));
     }
