@@ -131,6 +131,10 @@ pub(crate) struct Arguments {
     /// file stays.
     #[arg(long, value_name = "FILE.md")]
     pub(crate) write: Option<PathBuf>,
+
+    /// Prints the manual page.
+    #[arg(long)]
+    pub(crate) man: bool,
 }
 
 /// Which broker.
