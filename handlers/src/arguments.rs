@@ -163,13 +163,26 @@ impl Arguments {
         let (mut command, mut text) = (Self::command(), Vec::new());
         if let Some(shell) = self.completions {
             clap_complete::generate(shell, &mut command, "forebay-run", &mut text);
-        } else if self.man {
+        } else if self.man || self.verb_of_page().is_some() {
             command.build();
-            manual::page(&command, &command, &mut text).expect("a vector takes everything");
+            let verb = self.verb_of_page().and_then(|verb| command.find_subcommand(verb));
+            let of = verb.unwrap_or(&command);
+            manual::page(of, &command, &mut text).expect("a vector takes everything");
         } else {
             return None;
         }
         Some(text)
+    }
+
+    /// The verb whose manual page is asked for.
+    #[cfg(feature = "bench")]
+    fn verb_of_page(&self) -> Option<&'static str> {
+        matches!(&self.verb, Some(Verb::Bench(bench)) if bench.man).then_some("bench")
+    }
+
+    #[cfg(not(feature = "bench"))]
+    fn verb_of_page(&self) -> Option<&'static str> {
+        None
     }
 
     /// What comes before the manifest. An empty variable counts as none.
@@ -211,6 +224,17 @@ mod tests {
         for part in ["SH NAME", "SH SIGNALS", "SH \"EXIT STATUS\"", "SH ENVIRONMENT", "AMQP_URL"] {
             assert!(page.contains(part), "{part}: {page}");
         }
+    }
+
+    #[cfg(feature = "bench")]
+    #[test]
+    fn the_benchmark_has_a_manual_page_of_its_own() {
+        let page = Arguments::parse_from(["forebay-run", "bench", "--man"]).about_us().unwrap();
+        let page = String::from_utf8(page).unwrap();
+        for part in ["forebay-run-bench", "SH SCENARIOS", "every tenth job", "\\-\\-scenario"] {
+            assert!(page.contains(part), "{part}: {page}");
+        }
+        assert!(Arguments::parse_from(["forebay-run", "bench"]).about_us().is_none());
     }
 
     #[test]

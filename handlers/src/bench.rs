@@ -97,6 +97,10 @@ fn show(arguments: &Arguments, record: &Record) -> Result<(), Stop> {
     // Whoever started us may read it no more.
     _ = writeln!(io::stdout(), "{text}");
     match &arguments.write {
+        Some(file) if digest::results(record).is_empty() => {
+            let file = file.display();
+            Err(Stop::Failed(format!("no round was measured; {file} stays as it is")))
+        }
         Some(file) => document::write(file, record).map_err(Stop::Failed),
         None => Ok(()),
     }
@@ -112,6 +116,10 @@ fn json(record: &Record) -> serde_json::Result<String> {
 }
 
 fn measure(arguments: &Arguments) -> Result<Record, Stop> {
+    if let Some(file) = &arguments.write {
+        // Not after all the time that measuring takes.
+        document::writable(file).map_err(Stop::Usage)?;
+    }
     let config = config(&arguments.target).map_err(Stop::Usage)?;
     if config.declares() == Declare::Never {
         let why = "a benchmark declares queues in a namespace of its own, and nothing may be \

@@ -38,15 +38,15 @@ const UNREACHABLE: u8 = 3;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(text) = arguments.about_us() {
+        let written = io::stdout().write_all(&text);
+        return if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(WORK_FAILED) };
+    }
     #[cfg(feature = "bench")]
     match &arguments.verb {
         Some(Verb::Bench(bench)) => return bench::main(bench),
         Some(Verb::BenchSide(target)) => return bench::side(target),
         None => {}
-    }
-    if let Some(text) = arguments.about_us() {
-        let written = io::stdout().write_all(&text);
-        return if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(WORK_FAILED) };
     }
     if let Some(probe) = arguments.probe {
         return ask(probe, &arguments);

@@ -8,12 +8,15 @@ use clap::{Args, ValueEnum};
 use forebay_worker::QueueType;
 
 use super::order::Contestant;
-use super::scenario::{Case, Scenario};
+use super::scenario::{CONCURRENCY, Case, PREFETCH, Scenario};
 use crate::arguments::Declares;
 
 const EXAMPLES: &str = "\
 Examples:
-  forebay bench                                    the targets, against bare lapin
+  forebay bench --queue-type quorum --rounds 6 --jobs 5000 --during 1s
+                                                   a first look, in about 2 minutes
+  forebay bench                                    the targets, beside bare lapin
+  forebay bench --write docs/benchmarks.md         the same, as a page with plots
   forebay bench --scenario all --time-limit 2h     everything
   forebay bench --scenario drain --queue-type quorum --prefetch 100,1000
   forebay bench --scenario memory-backlog --jobs 1000000 --rounds 1
@@ -25,26 +28,31 @@ Scenarios:
   drain             a full queue of jobs that do nothing (target)
   publish-bulk      publish_all with confirms (target)
   latency           end to end at a steady rate, p50 to p99.9 (target)
+  idle              memory of a waiting worker (target)
+  start             process start to first job (target)
   publish-one       each publish awaited        publish-windowed   1,000 at once
   drain-sleep       jobs that wait 1 ms         drain-cpu          jobs that compute 1 ms
   drain-failing     every tenth job fails once  burst              all at once onto a waiting worker
   workers           1, 2 and 4 processes        memory-backlog     peak with a long queue
-  memory-payload    peak with 10 MB payloads    idle               memory of a waiting worker
-  start             process start to first job  start-fresh        the same on an empty broker
+  memory-payload    peak with 10 MB payloads    start-fresh        as start, on an empty broker
   targets: those marked so; all: every one
 
 How it measures: each contestant runs in a process of its own; a round holds one run of each, in
 alternating order, and what is printed is the median of the rounds' ratios with a 95 % interval
 (bootstrap). A target is met when the better end of the interval reaches it; fewer than 6 rounds
-decide nothing. It needs a quiet
-machine, and a namespace of its own on the broker, NAMESPACE-bench-XXXXXXXX, which it removes in
-the end.
+decide nothing. It needs a quiet machine, and a namespace of its own on the broker,
+NAMESPACE-bench-XXXXXXXX, which it removes in the end, also after Ctrl-C.
 
 Exit codes:
   0  measured, whatever the figures are
   1  a run failed, or it was interrupted; what was measured until then is printed
   2  wrong arguments
   3  the broker is out of reach, or refuses us";
+
+const DURING: Duration = Duration::from_secs(5);
+const SHORTEST: Duration = Duration::from_millis(100);
+const LONGEST: Duration = Duration::from_secs(600);
+const WORKERS: [u64; 3] = [1, 2, 4];
 
 /// Measures Forebay on this machine and broker, beside the bare client library.
 #[derive(Debug, Args)]
@@ -76,12 +84,13 @@ pub(crate) struct Arguments {
     queue_type: Vec<QueueType>,
 
     /// Deliveries that the broker hands out ahead; several settings are measured one beside the other.
-    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "200",
-          value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "N", value_delimiter = ',',
+          default_values_t = [PREFETCH], value_parser = clap::value_parser!(u16).range(1..))]
     prefetch: Vec<u16>,
 
     /// Jobs that run at once in a worker; several settings likewise.
-    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "64",
+    #[arg(long, value_name = "N", value_delimiter = ',',
+          default_values_t = [CONCURRENCY as u64],
           value_parser = clap::value_parser!(u64).range(1..=10_000))]
     concurrency: Vec<u64>,
 
@@ -95,18 +104,16 @@ pub(crate) struct Arguments {
     rate: u32,
 
     /// Length of a run of `latency`.
-    #[arg(long, value_name = "DURATION", default_value = "5s",
-          value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = during)]
     during: Duration,
 
     /// Processes of `workers`.
-    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,2,4",
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = WORKERS,
           value_parser = clap::value_parser!(u64).range(1..=64))]
     workers: Vec<u64>,
 
     /// Ends after this time, with the rounds that were done.
-    #[arg(long, value_name = "DURATION", default_value = "30m",
-          value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "30m", value_parser = duration)]
     pub(crate) time_limit: Duration,
 
     /// How the result is printed.
@@ -114,12 +121,20 @@ pub(crate) struct Arguments {
     pub(crate) output: Format,
 
     /// Measures nothing; shows what a run with `--output json` has printed.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = [
+        "compare", "scenario", "rounds", "jobs", "queue_type", "prefetch", "concurrency",
+        "payload", "rate", "during", "workers", "time_limit",
+    ])]
     pub(crate) from: Option<PathBuf>,
 
-    /// Writes tables and plots as Markdown, with plots beside it. What else is in the file stays.
+    /// Writes tables as Markdown, and plots beside it, once it has measured. What else is in the
+    /// file stays.
     #[arg(long, value_name = "FILE.md")]
     pub(crate) write: Option<PathBuf>,
+
+    /// Prints the manual page.
+    #[arg(long)]
+    pub(crate) man: bool,
 }
 
 /// Which broker.
@@ -179,6 +194,17 @@ fn queue_type(name: &str) -> Result<QueueType, String> {
         "quorum" => Ok(QueueType::Quorum),
         "classic" => Ok(QueueType::Classic),
         _ => Err("write quorum, classic, or both".to_owned()),
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|error| format!("{error}; write it as 30s, 20m or 2h"))
+}
+
+fn during(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        long if (SHORTEST..=LONGEST).contains(&long) => Ok(long),
+        _ => Err("a run takes from 100ms to 10m".to_owned()),
     }
 }
 
@@ -251,6 +277,12 @@ impl Arguments {
         if self.rate != 1_000 && !chosen.contains(&Scenario::Latency) {
             notes.push("--rate is for scenario latency, which is not measured".to_owned());
         }
+        if self.during != DURING && !chosen.contains(&Scenario::Latency) {
+            notes.push("--during is for scenario latency, which is not measured".to_owned());
+        }
+        if self.workers != WORKERS && !chosen.contains(&Scenario::Workers) {
+            notes.push("--workers is for scenario workers, which is not measured".to_owned());
+        }
         if self.payload.is_some() && chosen == [Scenario::MemoryPayload] {
             notes.push("--payload is not used: memory-payload has payloads of 10 MB".to_owned());
         }
@@ -302,9 +334,13 @@ mod tests {
             "publish-bulk classic",
             "latency quorum",
             "latency classic",
+            "idle quorum",
+            "idle classic",
+            "start quorum",
+            "start classic",
         ];
         assert_eq!(names, expected);
-        assert!(cases.iter().all(|case| case.rounds == 15 && case.contestants.len() > 1));
+        assert!(cases[..6].iter().all(|case| case.rounds == 15 && case.contestants.len() > 1));
         assert_eq!(cases[4].jobs, 5_000);
     }
 
@@ -322,8 +358,9 @@ mod tests {
 
     #[test]
     fn what_changes_nothing_is_said() {
-        let notes = parse("bench -s drain --rate 10 --rounds 3").unused();
-        assert_eq!(notes.len(), 2, "{notes:?}");
+        let line = "bench -s drain --rate 10 --during 1s --workers 3 --rounds 3";
+        let notes = parse(line).unused();
+        assert_eq!(notes.len(), 4, "{notes:?}");
         assert!(parse("bench").unused().is_empty());
     }
 
@@ -334,6 +371,10 @@ mod tests {
             ("bench --queue-type stream", "quorum, classic"),
             ("bench --rounds 0", "1..=1000"),
             ("bench --payload 20000000", "16000000"),
+            ("bench --during 5", "write it as 30s"),
+            ("bench --during 1ms", "100ms to 10m"),
+            ("bench --time-limit soon", "write it as 30s"),
+            ("bench --from run.json --rounds 3", "cannot be used with"),
         ] {
             let error = Line::try_parse_from(line.split(' ')).err().unwrap().to_string();
             assert!(error.contains(words), "{line}: {error}");

@@ -26,7 +26,7 @@ pub(crate) fn targets(targets: &[Target]) -> Cells {
         };
         vec![
             target.what.to_owned(),
-            target.queue_type.to_string(),
+            target.variant.clone(),
             wanted,
             format!("{:.2}", target.found.median),
             interval(&target.found),

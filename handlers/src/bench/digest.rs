@@ -28,6 +28,8 @@ pub(crate) struct Result {
 pub(crate) struct Target {
     pub(crate) what: &'static str,
     pub(crate) queue_type: QueueType,
+    /// The queue, with settings that are not usual.
+    pub(crate) variant: String,
     pub(crate) wanted: Wanted,
     pub(crate) found: Estimate,
     /// The better end of the interval reaches it; `None` when there were too few rounds to tell.
@@ -152,6 +154,7 @@ pub(crate) fn targets(results: &[Result]) -> Vec<Target> {
                 Some(Target {
                     what: goal.what,
                     queue_type: result.case.queue_type,
+                    variant: result.case.variant(),
                     wanted: goal.wanted,
                     found: *found,
                     met: (found.rounds >= FEWEST_ROUNDS).then(|| met(goal, found)),

@@ -4,6 +4,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::io;
 use std::path::Path;
 
 use super::cells::{self, Cells};
@@ -37,16 +38,32 @@ pub(crate) fn write(file: &Path, record: &Record) -> Result<(), String> {
     }
     let before = match fs::read_to_string(file) {
         Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => TITLE.to_owned(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => TITLE.to_owned(),
         Err(error) => return Err(format!("cannot read {}: {error}", file.display())),
     };
     put(file, &replace(&before, &document(record, &plots)))
 }
 
+/// Whether [`write`] could do it; leaves no file where there was none.
+///
+/// # Errors
+/// As [`write`].
+pub(crate) fn writable(file: &Path) -> Result<(), String> {
+    let there = file.exists();
+    let opened = fs::OpenOptions::new().append(true).create(true).open(file);
+    opened.map_err(|error| refused(file, &error))?;
+    if !there {
+        _ = fs::remove_file(file);
+    }
+    Ok(())
+}
+
 fn put(file: &Path, text: &str) -> Result<(), String> {
-    fs::write(file, text).map_err(|error| {
-        format!("cannot write {}: {error}; name a file in a folder that is there", file.display())
-    })
+    fs::write(file, text).map_err(|error| refused(file, &error))
+}
+
+fn refused(file: &Path, error: &io::Error) -> String {
+    format!("cannot write {}: {error}; name a file in a folder that is there", file.display())
 }
 
 /// Puts `made` where the last one was, else at the end.
@@ -106,8 +123,11 @@ fn table(cells: &Cells) -> String {
 
 const INTRODUCTION: &str = "\
 Everything here was measured by the command below, and can be measured again by anyone: it needs a \
-RabbitMQ and nothing else. `forebay bench --output json > run.json` keeps every run, and `forebay \
-bench --from run.json --write docs/benchmarks.md` makes this page of it.
+RabbitMQ that nobody else uses, and nothing more. From here to the end mark, `forebay bench --write \
+docs/benchmarks.md` makes this page anew, with the plots; `--scenario all --time-limit 2h` adds what \
+is about no target, and `--queue-type quorum --rounds 6 --jobs 5000 --during 1s` gives a first look. `forebay bench \
+--output json > run.json` keeps every run, and `forebay bench --from run.json --write \
+docs/benchmarks.md` makes the page of it. Build with `cargo build --release`.
 
 Queues are durable, messages persistent, publisher confirms on. Each contestant runs in a process \
 of its own, whose CPU time and memory are counted. Forebay runs as `forebay-run` does: retries, log \
@@ -164,5 +184,9 @@ mod tests {
         let nowhere = folder.path().join("no/benchmarks.md");
         let error = write(&nowhere, &drained(&[])).unwrap_err();
         assert!(error.contains("no/benchmarks.md"), "{error}");
+        assert_eq!(writable(&nowhere), Err(error));
+        let fresh = folder.path().join("fresh.md");
+        assert_eq!((writable(&file), writable(&fresh)), (Ok(()), Ok(())));
+        assert!(!fresh.exists() && fs::read_to_string(&file).unwrap() == text);
     }
 }

@@ -144,7 +144,8 @@ impl Tally {
             ended: self.ended.load(Ordering::Relaxed),
             cpu_ns: last.cpu_ns.saturating_sub(first.cpu_ns),
             instructions: instructions.map(|(last, first)| last.saturating_sub(first)),
-            peak: super::meter::peak(),
+            // The kernel notes a peak when memory goes, and its counts of now run ahead of that.
+            peak: super::meter::peak().max(resident),
             resident,
             latencies: latencies
                 .iter_recorded()

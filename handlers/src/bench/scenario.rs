@@ -8,6 +8,11 @@ use serde::{Deserialize, Serialize};
 
 use super::order::{Contestant, How, Work};
 
+/// Unless the command line says otherwise.
+pub(crate) const PREFETCH: u16 = 200;
+/// Likewise.
+pub(crate) const CONCURRENCY: usize = 64;
+
 /// One kind of measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -76,6 +81,8 @@ impl Scenario {
         Self::Drain,
         Self::PublishBulk,
         Self::Latency,
+        Self::Idle,
+        Self::Start,
         Self::PublishOne,
         Self::PublishWindowed,
         Self::DrainSleep,
@@ -85,12 +92,11 @@ impl Scenario {
         Self::Workers,
         Self::MemoryBacklog,
         Self::MemoryPayload,
-        Self::Idle,
-        Self::Start,
         Self::StartFresh,
     ];
-    /// What `targets` stands for.
-    pub(crate) const TARGETS: [Self; 3] = [Self::Drain, Self::PublishBulk, Self::Latency];
+    /// What `targets` stands for: all that a goal is about.
+    pub(crate) const TARGETS: [Self; 5] =
+        [Self::Drain, Self::PublishBulk, Self::Latency, Self::Idle, Self::Start];
 
     /// As it is asked for.
     pub(crate) fn name(self) -> &'static str {
@@ -246,11 +252,24 @@ impl Scenario {
 
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.scenario.name(), self.queue_type)?;
+        write!(f, "{} {}", self.scenario.name(), self.variant())
+    }
+}
+
+impl Case {
+    /// What tells it from other cases of its scenario: the queue, and settings that are not usual.
+    pub(crate) fn variant(&self) -> String {
+        let mut words = self.queue_type.to_string();
         if self.scenario == Scenario::Workers {
-            write!(f, " ×{}", self.workers)?;
+            words += &format!(" ×{}", self.workers);
         }
-        Ok(())
+        if self.prefetch != PREFETCH {
+            words += &format!(", prefetch {}", self.prefetch);
+        }
+        if self.concurrency != CONCURRENCY {
+            words += &format!(", concurrency {}", self.concurrency);
+        }
+        words
     }
 }
 

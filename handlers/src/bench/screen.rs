@@ -62,6 +62,11 @@ impl Screen {
 /// Leaves the terminal as it was, however it ends.
 impl Drop for Screen {
     fn drop(&mut self) {
+        // Or its thread draws once more behind our back.
+        self.whole.disable_steady_tick();
+        for bar in self.cases.iter().chain([&self.now, &self.whole]) {
+            bar.finish_and_clear();
+        }
         _ = self.all.clear();
     }
 }

@@ -34,24 +34,11 @@ pub(super) async fn run(
     let failed = |error: io::Error| Stop::Failed(error.to_string());
     let mut ends = Ends::listen().map_err(failed)?;
     let program = std::env::current_exe().map_err(failed)?;
-    let (product, cluster) = broker(config).await;
-    record.broker = product;
-    let beam = beam(config, &cluster, &mut record.notes);
-    let mut types: Vec<_> = record.cases.iter().map(|one| one.case.queue_type).collect();
-    types.sort_by_key(ToString::to_string);
-    types.dedup();
-    let base = format!("{}-bench-{:08x}", config.topology().namespace(), fastrand::u32(..));
-    let mut sites = Vec::new();
-    for queue_type in types {
-        let namespace = format!("{base}-{queue_type}");
-        match Site::open(config, &namespace, queue_type).await {
-            Ok(site) => sites.push(site),
-            Err(error) if site::unreachable(&error) => {
-                return Err(Stop::Broker(format!("{error:#}")));
-            }
-            Err(error) => return Err(Stop::Usage(format!("{error:#}"))),
-        }
-    }
+    let (beam, sites) = tokio::select! {
+        opened = open(config, &mut record) => opened?,
+        // Nothing is declared yet.
+        () = ends.told() => return Err(Stop::Failed("interrupted before the first run".to_owned())),
+    };
     let place = |site: &Site| Place {
         program: program.clone(),
         manifest: arguments.target.config.clone(),
@@ -80,6 +67,29 @@ pub(super) async fn run(
         }
     }
     Ok(record)
+}
+
+/// The broker, and a namespace for each type of queue; declares nothing.
+async fn open(config: &Config, record: &mut Record) -> Result<(Option<Beam>, Vec<Site>), Stop> {
+    let (product, cluster) = broker(config).await;
+    record.broker = product;
+    let beam = beam(config, &cluster, &mut record.notes);
+    let mut types: Vec<_> = record.cases.iter().map(|one| one.case.queue_type).collect();
+    types.sort_by_key(ToString::to_string);
+    types.dedup();
+    let base = format!("{}-bench-{:08x}", config.topology().namespace(), fastrand::u32(..));
+    let mut sites = Vec::new();
+    for queue_type in types {
+        let namespace = format!("{base}-{queue_type}");
+        match Site::open(config, &namespace, queue_type).await {
+            Ok(site) => sites.push(site),
+            Err(error) if site::unreachable(&error) => {
+                return Err(Stop::Broker(format!("{error:#}")));
+            }
+            Err(error) => return Err(Stop::Usage(format!("{error:#}"))),
+        }
+    }
+    Ok((beam, sites))
 }
 
 /// Product with version, and the name of the cluster.

@@ -147,10 +147,14 @@ async fn a_run_that_is_cut_short_leaves_nothing_on_the_broker() {
         let limit = if how == "time limit" { "3s" } else { "10m" };
         let arguments = ["bench", "-s", "idle", "--queue-type", "classic", "--output", "json"];
         let run = Run::start(site.command(&[&arguments[..], &["--time-limit", limit]].concat()));
-        let inspector = Inspector::new(&site.broker.config());
+        // A measured process is there, and so is what it consumes.
+        eventually("a process is measured", async || namespace(&run).is_some()).await;
+        let config = site.broker.config().namespace(&namespace(&run).unwrap()).unwrap();
+        let queue = config.topology().queue("bench");
+        let inspector = Inspector::new(&config);
+        eventually("there is a queue", async || inspector.count(&queue).await.unwrap().is_some())
+            .await;
         if how == "interrupted" {
-            // A measured process is there, and so is what it consumes.
-            eventually("a process is measured", async || !children(&run).is_empty()).await;
             run.signal(Signal::INT);
         }
         let (status, out) = run.ended().await;
@@ -159,15 +163,19 @@ async fn a_run_that_is_cut_short_leaves_nothing_on_the_broker() {
         assert!(result["cut_short"].as_str().unwrap().contains(how), "{result:#}");
         let notes = result["notes"].to_string();
         assert!(!notes.contains("still there"), "{notes}");
+        assert!(inspector.count(&queue).await.unwrap().is_none());
         inspector.close().await;
     }
 }
 
-/// Processes that it has started.
-fn children(run: &Run) -> Vec<String> {
+/// Where a process that it has started works.
+fn namespace(run: &Run) -> Option<String> {
     let pid = run.pid.as_raw_nonzero();
-    let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
-    list.unwrap_or_default().split_whitespace().map(str::to_owned).collect()
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+    let environment = fs::read(format!("/proc/{}/environ", children.split_whitespace().next()?));
+    let environment = String::from_utf8(environment.ok()?).ok()?;
+    let named = |line: &str| line.strip_prefix("FOREBAY_NAMESPACE=").map(str::to_owned);
+    environment.split('\0').find_map(named).filter(|name| name.contains("-bench-"))
 }
 
 #[tokio::test]
@@ -175,6 +183,8 @@ async fn what_it_cannot_do_it_says() {
     let site = site().await;
     for (arguments, code, words) in [
         (&["-s", "nothing"][..], 2, "there is no such scenario; use targets, all, or of: drain"),
+        (&["--write", "missing/page.md"], 2, "cannot write missing/page.md"),
+        (&["--during", "5"], 2, "write it as 30s"),
         (&["--from", "missing.json"], 2, "cannot read missing.json"),
         (&["--url", "http://u:hush@a"], 2, "it does not begin with amqp://"),
         (&["--url", "amqp://guest:hush@127.0.0.1:1"], 3, "127.0.0.1:1"),

@@ -12,7 +12,11 @@ use forebay_producer::manual;
 use crate::exit::{Exit, Stop};
 use crate::{handover, screen};
 
+/// Also the page of our verb `run`, which says less.
 const WORKER_PAGE: &str = "forebay-run.1";
+/// Pages that another program writes, and how it is asked.
+const WORKER_PAGES: [(&str, &[&str]); 2] =
+    [(WORKER_PAGE, &["--man"]), ("forebay-run-bench.1", &["bench", "--man"])];
 
 /// Print the manual page, or write the pages of all verbs to a folder
 #[derive(Args)]
@@ -22,7 +26,7 @@ Examples:
   forebay man --dir ~/.local/share/man/man1 && man forebay-publish
   sudo forebay man --dir /usr/local/share/man/man1
 
-The page forebay-run(1) is among them if forebay-run is installed.")]
+The pages forebay-run(1) and forebay-run-bench(1) are among them if forebay-run is installed.")]
 pub(crate) struct Manual {
     /// Write forebay.1, forebay-publish.1 and so on there; it is made if it is not there
     #[arg(long, value_name = "DIR")]
@@ -41,12 +45,15 @@ pub(crate) async fn run(verb: &Manual, mut command: Command) -> anyhow::Result<E
     };
     let wrote = write_all(dir, &command).map_err(|error| Stop::Usage(error.to_string()));
     let mut pages = wrote.with_context(|| format!("cannot write to {}", dir.display()))?;
-    match handover::ask("forebay-run", &["--man"]).await {
-        Ok(page) if page.status.success() => {
-            fs::write(dir.join(WORKER_PAGE), page.stdout).context("cannot write its page")?;
-            pages += 1;
+    for (name, arguments) in WORKER_PAGES {
+        match handover::ask("forebay-run", arguments).await {
+            Ok(page) if page.status.success() => {
+                fs::write(dir.join(name), page.stdout).context("cannot write its page")?;
+                pages += 1;
+            }
+            Ok(_) => screen::note(format_args!("note: without {name}: this forebay-run has none")),
+            Err(_) => screen::note(format_args!("note: without {name}: forebay-run is not here")),
         }
-        _ => screen::note(format_args!("note: without {WORKER_PAGE}: forebay-run is not here")),
     }
     let pages = screen::count(pages, "page", "pages");
     screen::say(format_args!("{pages} written to {}", dir.display()))?;
