@@ -19,6 +19,7 @@
 //! | `otel` | `forebay-run` exports spans over OTLP when `OTEL_EXPORTER_OTLP_ENDPOINT` is set |
 
 pub mod app;
+mod batch;
 mod capture;
 mod digest;
 #[cfg(feature = "email")]
@@ -36,6 +37,7 @@ mod signature;
 mod telemetry;
 #[cfg(feature = "image")]
 mod thumbnail;
+mod wish;
 
 pub use digest::FileDigest;
 #[cfg(feature = "email")]

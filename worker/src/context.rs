@@ -99,6 +99,16 @@ impl<S> Context<S> {
         self.run.producers.namespace()
     }
 
+    /// What ends the run.
+    pub(crate) fn stop(&self) -> &CancellationToken {
+        &self.run.cancelled
+    }
+
+    /// The worker's own producer, of no trace.
+    pub(crate) fn shared_producer(&self) -> &Producer {
+        self.run.producers.get()
+    }
+
     pub(crate) fn put_place(&self, place: Option<OwnedSemaphorePermit>) {
         *self.run.place.lock().unwrap_or_else(PoisonError::into_inner) = place;
     }
@@ -229,7 +239,7 @@ impl<S> Context<S> {
         self.trace_of_run()
     }
 
-    fn trace_of_run(&self) -> Option<TraceContext> {
+    pub(crate) fn trace_of_run(&self) -> Option<TraceContext> {
         #[cfg(feature = "otel")]
         if let Some(trace) = otel::context_of(self.span()) {
             return Some(trace);

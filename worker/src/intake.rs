@@ -1,6 +1,7 @@
 //! From a delivery to a permit: decode, move suspects away, wait for a place, run, settle.
 //! In: deliveries of one queue. Out: each is settled, or the broker has it back.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use tokio::time::{self, Instant};
 use tracing::{Instrument, Span, error};
 
 use crate::acker::How;
+use crate::batch::{Gathering, gatherings};
 use crate::builder::{QueueOptions, give_back_after, start_within};
 use crate::context::{Context, LazyProducer};
 use crate::execute::App;
@@ -41,7 +43,9 @@ pub(crate) struct Intake<S> {
     /// The broker's, as far as we were told; it counts from delivery.
     pub(crate) consumer_timeout: Duration,
     places: Arc<Semaphore>,
-    pace: Option<Pace>,
+    pub(crate) pace: Option<Pace>,
+    /// Of kinds whose handlers take batches.
+    batches: HashMap<String, Arc<Gathering<S>>>,
 }
 
 impl<S: Send + Sync + 'static> Intake<S> {
@@ -56,9 +60,11 @@ impl<S: Send + Sync + 'static> Intake<S> {
     ) -> Self {
         let handlers = app.registry.iter();
         let kinds = handlers.map(|handler| (handler.kind.as_str(), handler.queue == queue));
+        let places = Arc::new(Semaphore::new(options.concurrency));
         Self {
             meter: QueueMeter::new(&queue, kinds),
-            places: Arc::new(Semaphore::new(options.concurrency)),
+            batches: gatherings(&app, &queue, &places),
+            places,
             pace: options.rate.map(Pace::new),
             consumer_timeout,
             queue,
@@ -99,6 +105,10 @@ impl<S: Send + Sync + 'static> Intake<S> {
             *span = telemetry::span(&job, self.producers.exchange());
             return self.settle(settlement, &job, verdict).instrument(span.clone()).await;
         }
+        if let Some(gathering) = self.gathering(&job) {
+            // On the heap, so that a single job's task is no larger for it.
+            return Box::pin(self.in_batch(gathering, settlement, job, here, span)).await;
+        }
         let Some(places) = self.place(generation, &job).await else {
             return self.settle(settlement, &job, Verdict::GiveBack).await;
         };
@@ -114,7 +124,18 @@ impl<S: Send + Sync + 'static> Intake<S> {
         work.instrument(span.clone()).await;
     }
 
-    async fn settle(&self, settlement: Settlement<'_>, job: &Envelope, verdict: Verdict) {
+    /// Where the job finds its batch; `None` if it runs by itself, as a suspect always does.
+    fn gathering(&self, job: &Envelope) -> Option<&Arc<Gathering<S>>> {
+        let gathering = self.batches.get(job.kind.as_deref()?)?;
+        (!self.runs_alone(job)).then_some(gathering)
+    }
+
+    pub(crate) async fn settle(
+        &self,
+        settlement: Settlement<'_>,
+        job: &Envelope,
+        verdict: Verdict,
+    ) {
         telemetry::decided(&self.counts, job, &verdict);
         self.meter.decided(job, &verdict);
         if settlement.apply(job, verdict).await != How::GiveBack {
@@ -129,7 +150,7 @@ impl<S: Send + Sync + 'static> Intake<S> {
         self.meter.unseen();
     }
 
-    fn begins(&self, job: &Envelope, here: &mut Here) {
+    pub(crate) fn begins(&self, job: &Envelope, here: &mut Here) {
         here.begins();
         if let Some(waited) = load::waited(job, now_ms()) {
             self.meter.waited(waited);
@@ -155,7 +176,7 @@ impl<S: Send + Sync + 'static> Intake<S> {
         verdict::suspect(job, self.options.max_crashes, &self.facts(job))
     }
 
-    fn facts(&self, job: &Envelope) -> Facts<'_> {
+    pub(crate) fn facts(&self, job: &Envelope) -> Facts<'_> {
         Facts {
             retry: self.app.retry(job),
             chance: fastrand::f64(),
@@ -188,12 +209,15 @@ impl<S: Send + Sync + 'static> Intake<S> {
             Some(gate) => Some(gate.acquire_owned().await.expect(closed)),
             None => None,
         };
-        // A job that was there when processes died takes every place: it runs alone. One death
-        // that was carried along while it waited for its key is no more than one redelivery.
-        let alone = job.crashes >= verdict::deaths_of_a_suspect(self.options.queue_type);
-        let wanted = if alone { self.options.concurrency as u32 } else { 1 };
+        let wanted = if self.runs_alone(job) { self.options.concurrency as u32 } else { 1 };
         let of_queue = Arc::clone(&self.places).acquire_many_owned(wanted).await.expect(closed);
         Places { of_handler, of_queue }
+    }
+
+    /// A job that was there when processes died takes every place: it runs alone. One death that
+    /// was carried along while it waited for its key is no more than one redelivery.
+    fn runs_alone(&self, job: &Envelope) -> bool {
+        job.crashes >= verdict::deaths_of_a_suspect(self.options.queue_type)
     }
 
     async fn run(
@@ -229,7 +253,7 @@ struct Places {
 }
 
 /// Hands out turns at an even pace.
-struct Pace {
+pub(crate) struct Pace {
     gap: Duration,
     next: Mutex<Instant>,
 }
@@ -242,7 +266,7 @@ impl Pace {
 
     /// The lock is held on purpose: who waits for it waits for a turn, and who stops waiting, at a
     /// pause or after a lost connection, has cost none.
-    async fn turn(&self) {
+    pub(crate) async fn turn(&self) {
         let mut next = self.next.lock().await;
         let turn = (*next).max(Instant::now());
         time::sleep_until(turn).await;

@@ -28,6 +28,9 @@ pub struct RunningJob {
     pub since: Duration,
     /// The newest progress that its handler noted.
     pub progress: Option<Value>,
+    /// The number of the batch that it runs in: jobs with the same one run together. `None` for a
+    /// job that runs by itself.
+    pub batch: Option<u64>,
 }
 
 /// All jobs that run, by the order in which they began.
@@ -40,6 +43,23 @@ pub(crate) struct Running {
 impl Running {
     /// Notes a run; it ends when the guard is dropped.
     pub(crate) fn begin<S: Send + Sync + 'static>(self: &Arc<Self>, cx: &Context<S>) -> Guard {
+        self.note(cx, None)
+    }
+
+    /// Notes a run in a batch.
+    pub(crate) fn begin_in_batch<S: Send + Sync + 'static>(
+        self: &Arc<Self>,
+        cx: &Context<S>,
+        batch: u64,
+    ) -> Guard {
+        self.note(cx, Some(batch))
+    }
+
+    fn note<S: Send + Sync + 'static>(
+        self: &Arc<Self>,
+        cx: &Context<S>,
+        batch: Option<u64>,
+    ) -> Guard {
         let number = self.begun.fetch_add(1, Ordering::Relaxed);
         let (cx, began) = (cx.clone(), Instant::now());
         let look = Box::new(move || RunningJob {
@@ -49,6 +69,7 @@ impl Running {
             attempt: cx.attempt(),
             since: began.elapsed(),
             progress: cx.last_progress(),
+            batch,
         });
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner).insert(number, look);
         Guard { running: Arc::clone(self), number }

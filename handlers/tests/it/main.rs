@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may fail anywhere")]
 
+mod batches;
 mod check;
 mod digest;
 #[cfg(feature = "email")]
