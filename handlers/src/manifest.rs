@@ -525,7 +525,7 @@ roots = ["files", "/srv"]
         let (text, _) = rest.split_once("//! ```\n").unwrap();
         let text: String = text.lines().map(|line| line[3..].to_owned() + "\n").collect();
         let manifest = Manifest::parse(&text, "/etc/forebay.toml").unwrap();
-        assert_eq!((manifest.functions.len(), manifest.queues.len()), (5, 1));
+        assert_eq!((manifest.functions.len(), manifest.queues.len()), (6, 1));
     }
 
     #[test]
@@ -628,7 +628,7 @@ roots = ["files", "/srv"]
             (
                 "[worker]\ncolour = 1",
                 &[
-                    "2:1: unknown key `colour` in [worker]; known are name, grace, consumer_timeout, exit_after, listen",
+                    "2:1: unknown key `colour` in [worker]; known are name, grace, consumer_timeout, exit_after, require_signatures, listen",
                 ],
             ),
             (
@@ -651,7 +651,7 @@ roots = ["files", "/srv"]
             (
                 "[functions.\"a.b\"]\nuse = \"file.digest\"\nroots = [\"/\"]\nbatch = { size = 2 }",
                 &[
-                    "1:1: [functions.\"a.b\"] has `batch`, and what it runs takes jobs one by one; remove",
+                    "1:12: [functions.\"a.b\"] has `batch`, and what it runs takes jobs one by one; remove",
                 ],
             ),
             (

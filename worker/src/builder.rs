@@ -554,8 +554,8 @@ fn unfit(
         format!(
             "would never have its batches full: {wanted} jobs (size {size} × {} at once), and the \
              prefetch of its queue is {prefetch}; raise the prefetch, or lower the size or the \
-             concurrency; if the prefetch is not set, a rate or a slow handler keeps it low: give \
-             the batches a queue of their own",
+             concurrency; if the prefetch is not set, a rate or the timeout of a handler of this \
+             queue keeps it low: shorten that, or give the batches a queue of their own",
             wanted / size
         )
     })

@@ -19,8 +19,10 @@ queue = "mail"
 timeout = "30s"
 retry = { max_attempts = 3 }
 
+[queues.rows]
 [functions."row.insert"]
 exec = ["true"]
+queue = "rows"
 batch = { size = 40 }
 
 [functions."invoice.push"]
@@ -48,7 +50,7 @@ http = "http://u:hush@localhost/push?token=hush"
         "{text}"
     );
     assert!(
-        has(&["row.insert", "exec", "true", "5m", "5", "1", "40", "within", "200ms"]),
+        has(&["row.insert", "rows", "exec", "true", "5m", "5", "1", "40", "within", "200ms"]),
         "{text}"
     );
     assert!(!text.contains("hush"), "{text}");

@@ -308,8 +308,9 @@ async fn a_drain_in_the_middle_of_a_window_runs_what_was_gathered() {
 #[tokio::test]
 async fn a_drain_gives_back_what_waits_for_a_place_and_lets_the_running_batch_end() {
     let gate = Gate::new();
-    let one = HandlerOptions::new();
-    let worker = on_default(gate.clone()).handle_batch_with(one, of(2), through_the_gate);
+    // Otherwise the prefetch would be as small as its consumer timeout wants.
+    let short = HandlerOptions::new().timeout(Duration::from_secs(60));
+    let worker = on_default(gate.clone()).handle_batch_with(short, of(2), through_the_gate);
     let mut bench = Bench::start(worker).await;
     publish(&bench, 5).await;
     gate.notes.wait_for(1).await;
