@@ -126,6 +126,8 @@ async fn main() -> anyhow::Result<()> {
 fn one_by_one(options: &Options, inbox: &Inbox) -> WorkerBuilder<Inbox> {
     let (places, prefetch) = (4 * options.at_once, prefetch(options));
     Worker::builder(inbox.clone())
+        // Nothing takes the ten seconds it may.
+        .consumer_timeout(Duration::from_secs(24 * 3600))
         .queue("bench", QueueOptions::new().concurrency(places).prefetch(prefetch))
         .handle_with(short(), insert_one)
 }
