@@ -13,11 +13,11 @@ usage: docker/faults.sh [--minutes N | --once] [--fault NAME] [--seed S] [--keep
 
 Repeats every fault with random timing for N minutes, each at least once, and prints a table.
 Ends with 1 if a job was lost, dead or run again without need, or if a worker did not consume again
-within 2 s of the broker's first answer.
+within 2 s of the broker's first answer (in a cluster within 5 s of the fault's end).
 
   --minutes N   how long, in minutes (default: 10)
-  --once        the short form: each fault once, in about three minutes. How long recovery took is
-                printed and not judged: a busy machine is no fault
+  --once        the short form: each fault once, but for two that take minutes, in about five
+                minutes. How long recovery took is printed and not judged: a busy machine is no fault
   --fault NAME  only the faults with NAME in their name
   --seed S      a number; the seed of round n is S + n. A red row tells its own, and
                 --fault NAME --seed S begins with it

@@ -15,9 +15,6 @@ use forebay_worker::Declare;
 use crate::logs::{self, LogFormat};
 use crate::operation::probe::Probe;
 
-/// What is logged unless asked otherwise. The two that are off log errors that they return to us.
-pub(crate) const LOG: &str = "info,lapin=off,rustls_platform_verifier=off";
-
 const EXAMPLES: &str = "\
 Examples:
   forebay-run                              work as ./forebay.toml says
@@ -93,8 +90,9 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "PAGE", num_args = 0..=1, default_missing_value = "livez")]
     pub(crate) probe: Option<Probe>,
 
-    /// What to log: a level, or levels by module.
-    #[arg(long, value_name = "FILTER", env = "RUST_LOG", default_value = LOG)]
+    /// What to log: a level, or levels by module. The client library lapin stays off unless it is
+    /// named: it logs payloads, and at level trace the password.
+    #[arg(long, value_name = "FILTER", env = "RUST_LOG", default_value = "info")]
     pub(crate) log: String,
 
     /// How it is logged: auto (text on a terminal, JSON elsewhere), text or json.

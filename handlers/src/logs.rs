@@ -17,8 +17,6 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
 
-use crate::arguments::LOG;
-
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
@@ -47,9 +45,7 @@ pub(crate) fn begin(
     format: LogFormat,
     beside: Option<AnyLayer>,
 ) -> Result<(), String> {
-    // An empty RUST_LOG counts as none.
-    let filter = if filter.is_empty() { LOG } else { filter };
-    let filter = EnvFilter::try_new(filter).map_err(|error| {
+    let filter = EnvFilter::try_new(quiet(filter)).map_err(|error| {
         format!("--log {filter:?} is no filter: {error}; try `info` or `debug`")
     })?;
     let terminal = io::stderr().is_terminal();
@@ -66,6 +62,18 @@ pub(crate) fn begin(
     tracing_subscriber::registry().with(layers.into_iter().flatten().collect::<Vec<_>>()).init();
     panic::set_hook(Box::new(panicked));
     Ok(())
+}
+
+/// The filter, with the libraries off that it does not name: one logs payloads, and at level trace
+/// the password; both log errors that they return to us. An empty filter counts as none.
+fn quiet(filter: &str) -> String {
+    let mut all = if filter.is_empty() { "info" } else { filter }.to_owned();
+    for library in ["lapin", "rustls_platform_verifier"] {
+        if !filter.contains(library) {
+            all = format!("{all},{library}=off");
+        }
+    }
+    all
 }
 
 /// A panic is a line like any other, and names the job whose handler it was.

@@ -23,7 +23,7 @@
 //! [worker]
 //! name = "reports"                # in logs and in the failures recorded on jobs
 //! grace = "25s"                   # how long running jobs may still take after SIGTERM
-//! consumer_timeout = "30m"        # what the broker is set to; timeouts are checked against it
+//! consumer_timeout = "30m"        # RabbitMQ 4.3 is told it, before that set the broker to it
 //! exit_after = "5m"               # end when a queue was not consumed for so long; default: never
 //! require_signatures = false      # true: run jobs only that are signed with a key in
 //!                                 # FOREBAY_SIGNING_KEYS or FOREBAY_SIGNING_KEYS_FILE

@@ -13,6 +13,9 @@ use tracing::{info, warn};
 /// The worker's own default, if the manifest says nothing.
 const GRACE: Duration = Duration::from_secs(25);
 
+/// The same signal within so short a time counts as one: `timeout` tells the process and its group.
+const ECHO: Duration = Duration::from_millis(500);
+
 /// What was cut short.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Cut {
@@ -47,13 +50,14 @@ impl Signals {
         grace: Option<Duration>,
     ) -> Cut {
         let signal = self.next(controls, servers).await;
+        let began = Instant::now();
         info!(signal, running = controls.running().len(), "draining; another signal ends at once");
         list(controls, servers);
         controls.drain();
         let end = Instant::now() + grace.unwrap_or(GRACE);
         tokio::select! {
             // Cancel-safe: a signal that has come is seen by the next call.
-            signal = self.next(controls, servers) => {
+            signal = self.another(signal, began, controls, servers) => {
                 let running = controls.running().len();
                 warn!(signal, running, "ending at once");
                 list(controls, servers);
@@ -63,6 +67,22 @@ impl Signals {
             }
             // Cancel-safe, a clock. The worker ends sooner unless something still runs.
             () = sleep_until(end) => Cut::Jobs,
+        }
+    }
+
+    /// The next signal to end that is no echo of the first.
+    async fn another(
+        &mut self,
+        first: &str,
+        began: Instant,
+        controls: &Controls,
+        servers: &[Server],
+    ) -> &'static str {
+        loop {
+            let signal = self.next(controls, servers).await;
+            if signal != first || began.elapsed() >= ECHO {
+                return signal;
+            }
         }
     }
 

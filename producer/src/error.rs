@@ -27,7 +27,8 @@ pub enum ConnectError {
     /// The broker refuses the user or the password.
     #[error(
         "the broker at {broker} refuses user `{user}`: {because}; check user and password in \
-         AMQP_URL, and note that RabbitMQ lets `guest` in from its own machine only"
+         AMQP_URL or AMQP_PASSWORD_FILE{}",
+        of_guest(user)
     )]
     Denied {
         /// Hosts and ports.
@@ -64,6 +65,13 @@ pub enum ConnectError {
     /// The connection was closed from our side.
     #[error("the connection was closed by this process")]
     Closed,
+}
+
+fn of_guest(user: &str) -> &'static str {
+    match user {
+        "guest" => ", and note that RabbitMQ lets `guest` in from its own machine only",
+        _ => "",
+    }
 }
 
 /// Why something could not be declared on the broker.

@@ -3,7 +3,7 @@
 pub mod delay;
 pub mod envelope;
 pub mod failure;
-mod headers;
+pub(crate) mod headers;
 pub mod job;
 pub mod signature;
 pub mod topology;

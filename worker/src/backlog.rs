@@ -169,6 +169,10 @@ impl Watched {
     /// A consumer that was up all the while, and that the broker does not have, is told to be lost.
     fn see(&mut self, up: Option<u64>, jobs: &Result<Seen, DeadError>) {
         let consumers = match jobs {
+            // So a quorum queue is told, too, whose leader does not answer within 250 ms
+            // (`rabbit_quorum_queue:stat/1`): it says nothing. If our consumer is gone, what it
+            // had is ready again, and so is what comes.
+            Ok(Seen::There(count)) if count.consumers == 0 && count.ready == 0 => return,
             Ok(Seen::There(count)) => count.consumers,
             Ok(Seen::Missing) => 0,
             Ok(Seen::Nothing) | Err(_) => return,

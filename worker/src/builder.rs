@@ -22,8 +22,11 @@ use crate::runtime::Worker;
 use crate::verdict::MOST_CRASHES;
 
 const MOST_PREFETCH: usize = 1_000;
-/// Of the broker's consumer timeout; the rest is for settling.
+/// Of the broker's consumer timeout: what a handler may take. With the shortest wait before it, it
+/// ends by 90 %, and the rest is for settling.
 const MOST_OF_TIMEOUT: f64 = 0.8;
+/// Of the broker's consumer timeout: by then a delivery that could not be settled is given back.
+const SETTLED_BY: f64 = 0.95;
 /// Of the broker's consumer timeout: what waits so long for its place goes back, and what waits no
 /// longer than the shortest does not, or it would come straight back.
 const LONGEST_WAIT: f64 = 0.5;
@@ -504,7 +507,7 @@ fn too_slow(handler: &HandlerOptions, queue: &QueueOptions, broker: Duration) ->
     let rounds = usize::from(queue.window()).div_ceil(at_once(handler, queue));
     let all = timeout.saturating_mul(u32::try_from(rounds).unwrap_or(u32::MAX));
     let worst = all.saturating_add(gathered_within(handler));
-    let most = give_back_after(broker);
+    let most = share_of(broker, MOST_OF_TIMEOUT);
     let show = |time: Duration| humantime::format_duration(Duration::from_secs(time.as_secs()));
     (worst > most).then(|| {
         format!(
@@ -568,18 +571,19 @@ fn gathered_within(handler: &HandlerOptions) -> Duration {
 
 /// How long after its delivery a job is given back rather than taken back by the broker.
 pub(crate) fn give_back_after(consumer_timeout: Duration) -> Duration {
-    Duration::try_from_secs_f64(consumer_timeout.as_secs_f64() * MOST_OF_TIMEOUT)
-        .unwrap_or(consumer_timeout)
+    share_of(consumer_timeout, SETTLED_BY)
+}
+
+fn share_of(consumer_timeout: Duration, share: f64) -> Duration {
+    Duration::try_from_secs_f64(consumer_timeout.as_secs_f64() * share).unwrap_or(consumer_timeout)
 }
 
 /// How long after its delivery a job may still begin. Half of the consumer timeout at most; less if
 /// its handler may take so long that it would not be done in time.
 pub(crate) fn start_within(consumer_timeout: Duration, handler: Duration) -> Duration {
-    let share = |share: f64| Duration::try_from_secs_f64(consumer_timeout.as_secs_f64() * share);
-    let (Ok(shortest), Ok(longest)) = (share(SHORTEST_WAIT), share(LONGEST_WAIT)) else {
-        return consumer_timeout;
-    };
-    give_back_after(consumer_timeout).saturating_sub(handler).clamp(shortest, longest)
+    let share = |share| share_of(consumer_timeout, share);
+    let (shortest, longest) = (share(SHORTEST_WAIT), share(LONGEST_WAIT));
+    share(MOST_OF_TIMEOUT).saturating_sub(handler).clamp(shortest, longest)
 }
 
 /// How many jobs of a handler run side by side.

@@ -172,7 +172,11 @@ impl<S: Send + Sync + 'static> Intake<S> {
         job
     }
 
+    /// What lacks headers does not run at all: it is left to `execute` to say so.
     fn suspect(&self, job: &Envelope) -> Option<Verdict> {
+        if job.broker.omitted.is_some() {
+            return None;
+        }
         verdict::suspect(job, self.options.max_crashes, &self.facts(job))
     }
 

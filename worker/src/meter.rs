@@ -114,7 +114,6 @@ impl QueueMeter {
             Verdict::Dead(_) => &meter.dead,
             Verdict::GiveBack => &meter.given_back,
         };
-        outcome.increment(1);
         if let Verdict::Dead(letter) = verdict {
             let reason = letter.dead.as_ref().map(|mark| mark.reason.to_string());
             let labels = [
@@ -125,6 +124,8 @@ impl QueueMeter {
             // Looked up each time: a dead letter costs a publish anyway.
             metrics::counter!(DEAD_LETTERS, &labels).increment(1);
         }
+        // Last: who sees it sees the rest as well.
+        outcome.increment(1);
     }
 
     /// Counts a delivery that was given back without being looked at: its kind is not known.

@@ -115,6 +115,9 @@ impl Settlement<'_> {
                 Some(Err(error)) => return Forwarded::Refused(error),
             }
         }
+        warn!(
+            "given back before the broker would take it back; it runs again as if it had not run"
+        );
         Forwarded::NotNow
     }
 

@@ -104,7 +104,8 @@ fn check(text: &str) {
     let lines = text.lines().count() + 1;
     match Manifest::parse(text, "forebay.toml") {
         Ok(manifest) => {
-            let shown = format!("{manifest:?}");
+            // The word may have become part of anything else.
+            let shown = format!("{:?}", manifest.broker);
             assert!(!shown.contains("hush"), "{text}\n{shown}");
         }
         Err(faults) => {
@@ -115,7 +116,9 @@ fn check(text: &str) {
                 assert!(shown.len() <= LONGEST + text.len(), "{shown}");
                 writeln!(all, "{shown}").expect("a text takes all");
             }
-            assert!(!all.contains("hush"), "{text}\n{all}");
+            let secret = |line: &str| line.contains("hush") && line.trim().starts_with("url =");
+            let elsewhere = |line: &str| line.contains("hush") && !secret(line);
+            assert!(!all.contains("hush") || text.lines().any(elsewhere), "{text}\n{all}");
         }
     }
 }

@@ -157,6 +157,8 @@ async fn jobs_are_counted_by_what_became_of_them() {
             && jobs(unknown, "put_off") >= Some(2.0)
     })
     .await;
+    // The figures of one page are not of one moment.
+    scrape = run.page("/metrics").await.1;
     assert!(!scrape.contains("stranger"), "{scrape}");
     let dead = |reason: &str| {
         let reason = format!("reason=\"{reason}\"");

@@ -45,6 +45,25 @@ async fn term_lets_a_running_job_finish() {
     assert!(summary.starts_with("done 1, retried 0, dead 0, "), "{summary}");
 }
 
+/// As `timeout` does it: once to the process, once to its group.
+#[tokio::test]
+async fn the_same_signal_twice_at_once_counts_as_one() {
+    let site = waiting().await;
+    let run = site.run().await;
+    site.publish(json!({})).await;
+    site.appeared("pids").await;
+    run.signal(Signal::TERM);
+    run.signal(Signal::TERM);
+    run.logged("it drains", |line| {
+        line["message"].as_str().is_some_and(|m| m.starts_with("draining"))
+    })
+    .await;
+    site.write("go", "");
+    let (status, summary) = run.ended().await;
+    assert_eq!(status.code(), Some(0));
+    assert!(summary.starts_with("done 1, "), "{summary}");
+}
+
 #[tokio::test]
 async fn a_second_signal_ends_the_job_and_gives_it_back() {
     let site = waiting().await;

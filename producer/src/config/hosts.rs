@@ -6,10 +6,21 @@ use std::net::Ipv6Addr;
 
 use lapin::uri::AMQPUri;
 
+const USER_ONCE: &str = "user and password stand once, before the first host, or in each of several \
+                         URLs; an @ in them is written %40 and a comma %2c";
+
+const NO_HOST: &str = "a port is not a number from 1 to 65535, or no host follows user and password: \
+                       user:password@host:port; an IPv6 address stands in brackets";
+
 /// `amqp://u:p@a,b/v` and `amqp://u:p@a/v,amqp://u:p@b/v` both name two hosts.
 pub(super) fn one_url_per_host(text: &str) -> Result<Vec<String>, String> {
     // A host may be called `amqp`.
     let whole = text.replace(",amqp://", "\namqp://").replace(",amqps://", "\namqps://");
+    let has_user = |url: &str| url.contains('@');
+    if whole.lines().any(has_user) && !whole.lines().all(has_user) {
+        // What looks like a URL may be the beginning of a password.
+        return Err(USER_ONCE.to_owned());
+    }
     let urls: Result<Vec<_>, _> = whole.lines().map(|url| spread(url.trim())).collect();
     Ok(urls?.concat())
 }
@@ -61,16 +72,15 @@ fn spread(url: &str) -> Result<Vec<String>, String> {
         return Err("/ ? # and @ in user or password are written %2f %3f %23 and %40".to_owned());
     }
     if user.contains('@') && user.contains(',') {
-        return Err(
-            "user and password stand once, before the first host; an @ in them is written \
-                    %40 and a comma %2c"
-                .to_owned(),
-        );
+        return Err(USER_ONCE.to_owned());
     }
+    // Who forgets the host writes user and password in its place.
+    let shown = !user.is_empty();
     let user = if user.is_empty() { String::new() } else { format!("{user}@") };
     let one = |host: &str| {
         let host = host.trim();
-        host_is_well(host)?;
+        let well = host_is_well(host);
+        well.map_err(|why| if shown || !host.contains(':') { why } else { NO_HOST.to_owned() })?;
         Ok(format!("{scheme}://{user}{host}{path}"))
     };
     hosts.split(',').map(one).collect()
@@ -163,6 +173,11 @@ mod tests {
             ("amqp://u:hush@a/v,amqp://x:hush@b/v", "hosts `a:5672` and `b:5672` have different"),
             ("amqp://u:hush@a,amqps://u:hush@b", "hosts `a:5672` and `b:5671` have different"),
             ("amqp://u:hush@a,u:hush@b", "user and password stand once"),
+            ("amqp://u:hush", "no host follows user and password"),
+            ("amqp://u:hu:sh", "no host follows user and password"),
+            ("amqp://u:hush%40rabbit/v", "no host follows user and password"),
+            ("amqp://u:hush,amqp://@@a/v", "a comma %2c"),
+            ("amqp://u:hush\n@a/v", "a comma %2c"),
             ("amqp://u:hush/x@a", "written %2f"),
         ] {
             let error = hosts(url).unwrap_err();

@@ -214,9 +214,14 @@ async fn open(mut uri: AMQPUri, name: &str, access: Arc<Access>) -> Result<Arc<C
     let runtime = TokioRuntime::tokio_with_handle(io::handle().clone());
     let sifting = Sifting(runtime.clone()).into();
     let files = Arc::clone(&access);
+    // Dropped with this future, when another try has won or nobody waits any more.
+    let given_up = CancellationToken::new();
+    let _dropped = given_up.clone().drop_guard();
     let socket = async move |uri: AMQPUri, _| {
-        let dialled = tls::dial(&uri, &files, &runtime).await;
-        let sieved = dialled.map(|stream| AsyncTcpStream::Plain(Sieve::new(stream)));
+        let dialling = given_up.run_until_cancelled(tls::dial(&uri, &files, &runtime));
+        let dialled = dialling.await.unwrap_or_else(|| Err(Fault::Connection("given up".into())));
+        let sieved =
+            dialled.map(|stream| AsyncTcpStream::Plain(Sieve::new(stream, given_up.child_token())));
         sieved.map_err(|fault| std::io::Error::other(fault).into())
     };
     match Connection::connector(uri.clone(), sifting, socket, properties).await {

@@ -6,6 +6,7 @@ use std::cmp::Reverse;
 use std::ops::Range;
 
 use crate::wire::envelope::OMITTED;
+use crate::wire::headers::{is_brokers, is_ours};
 
 /// How many arrays and tables may lie within each other. The client library takes a stack frame for
 /// each, its thread has 2 MiB, and one frame has room for 26,000.
@@ -77,7 +78,7 @@ pub fn shorten(frame: &[u8], most: usize) -> Option<Shortened> {
     let (table, mut members) = reader.members()?;
     members.sort_by_key(|member| {
         let name = &frame[member.start + 1..][..usize::from(frame[member.start])];
-        let system = name.starts_with(b"x-") || name.starts_with(b"forebay-");
+        let system = std::str::from_utf8(name).is_ok_and(|name| is_brokers(name) || is_ours(name));
         (system, Reverse(member.len()))
     });
     let mut left_out: Vec<Range<usize>> = Vec::new();
@@ -125,6 +126,12 @@ pub(super) fn frame_max(frame: &[u8]) -> Option<usize> {
     let tune = frame.strip_prefix(&[METHOD, 0, 0, 0, 0, 0, 12, 0, 10, 0, 30])?;
     let bytes = tune.get(2..6)?.try_into().ok()?;
     usize::try_from(u32::from_be_bytes(bytes)).ok().filter(|most| *most > 0)
+}
+
+/// Whether this is the frame with which the broker opens the connection.
+pub(super) fn lets_us_in(frame: &[u8]) -> bool {
+    // connection.open-ok
+    frame.starts_with(&[METHOD, 0, 0]) && frame.get(HEAD..HEAD + 4) == Some(&[0, 10, 0, 41])
 }
 
 struct Reader<'a> {

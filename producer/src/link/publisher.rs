@@ -65,6 +65,9 @@ struct Request {
     /// A connection was lost while it was under way: whatever the broker says of the next try, the
     /// one before may have arrived.
     doubtful: bool,
+    /// Its channel was closed while it was under way, mostly over another message: a refusal of the
+    /// next try says nothing of the one before. What is said of a message alone on its channel holds.
+    tried: bool,
     claim: Arc<Claim>,
     _bytes: OwnedSemaphorePermit,
 }
@@ -129,7 +132,8 @@ impl Publisher {
             let bytes = Arc::clone(&self.bytes).acquire_many_owned(weight).await.ok()?;
             let (answer, verdict) = oneshot::channel();
             let claim = Arc::clone(&claim);
-            let request = Request { message, answer, doubtful: false, claim, _bytes: bytes };
+            let request =
+                Request { message, answer, doubtful: false, tried: false, claim, _bytes: bytes };
             self.requests.send(request).await.ok()?;
             verdict.await.ok()
         };
@@ -242,11 +246,16 @@ impl Lane {
                 Sent::Unknown(fault) => {
                     self.alone |= fault.closes_channel_only();
                     request.doubtful |= matches!(fault, Fault::Connection(_) | Fault::Silent(_));
+                    request.tried |= !matches!(fault, Fault::Closed(_));
                     unknown.push(request);
                     continue;
                 }
             };
-            let answer = if request.doubtful { or_doubt(answer) } else { Ok(answer) };
+            let answer = match answer {
+                Answer::Refused if request.tried => or_doubt(answer),
+                answer if request.doubtful => or_doubt(answer),
+                answer => Ok(answer),
+            };
             // Nobody waits any more: the verdict is nobody's business.
             _ = request.answer.send(answer);
         }
@@ -269,7 +278,7 @@ fn or_doubt(answer: Answer) -> Result<Answer, NoAnswer> {
         Answer::Refused => "the broker refused it".to_owned(),
         Answer::Objected(fault) => fault.to_string(),
     };
-    let because = format!("the connection was lost while it was under way, and then: {refusal}");
+    let because = format!("a try before may have arrived, and then: {refusal}");
     Err(NoAnswer { may_have_arrived: true, because })
 }
 

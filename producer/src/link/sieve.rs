@@ -11,12 +11,13 @@ use std::time::{Duration, Instant};
 use async_rs::TokioRuntime;
 use async_rs::traits::{Executor, Reactor, RuntimeKit};
 use async_rs::util::Task;
-use futures_util::Stream;
 use futures_util::io::{AsyncRead, AsyncWrite};
 use lapin::tcp::AsyncTcpStream;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tracing::warn;
 
 use super::mend::{self, HEAD, mend, shorten};
+use super::tls::Stream;
 
 /// What is read at once.
 const CHUNK: usize = 64 * 1024;
@@ -27,9 +28,11 @@ const FOR_EVER: usize = usize::MAX;
 
 /// A stream of which the reading half is mended.
 #[derive(Debug)]
-pub(crate) struct Sieve<S = Socket> {
+pub(crate) struct Sieve<S = Stream> {
     stream: S,
     frames: Frames,
+    /// Until the broker has let us in: ends once nobody waits for it any more.
+    given_up: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
 }
 
 /// Bytes on their way: those before `clean` may go on.
@@ -43,11 +46,16 @@ struct Frames {
     pass: usize,
     /// What the broker says is the longest frame.
     frame_max: Option<usize>,
+    /// The broker has let us in.
+    opened: bool,
 }
 
 impl<S> Sieve<S> {
-    pub(crate) fn new(stream: S) -> Self {
-        Self { stream, frames: Frames::default() }
+    /// Reading fails once `given_up` is cancelled before the broker has let us in: the client library
+    /// would keep a try that nobody waits for, with its thread and its socket.
+    pub(crate) fn new(stream: S, given_up: CancellationToken) -> Self {
+        let given_up = Some(Box::pin(given_up.cancelled_owned()));
+        Self { stream, frames: Frames::default(), given_up }
     }
 }
 
@@ -58,6 +66,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Sieve<S> {
         into: &mut [u8],
     ) -> Poll<Result<usize>> {
         let this = &mut *self;
+        if this.frames.opened {
+            this.given_up = None;
+        }
+        if let Some(given_up) = &mut this.given_up
+            && given_up.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(ErrorKind::ConnectionAborted.into()));
+        }
         loop {
             let given = this.frames.give(into);
             if given > 0 || into.is_empty() {
@@ -140,6 +156,7 @@ impl Frames {
         }
         let short = self.frame_max.and_then(|most| shorten(frame, most));
         self.frame_max = self.frame_max.or_else(|| mend::frame_max(frame));
+        self.opened = self.opened || mend::lets_us_in(frame);
         match short {
             None => self.clean = end,
             Some(short) => {
@@ -187,9 +204,6 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Sieve<S> {
     }
 }
 
-/// A connection as the client library makes it, encrypted or not.
-pub(crate) type Socket = AsyncTcpStream<<TokioRuntime as Reactor>::TcpStream>;
-
 /// The runtime that the client library gets: ours, with a sieve in each connection.
 #[derive(Debug, Clone)]
 pub(crate) struct Sifting(pub(crate) TokioRuntime);
@@ -234,7 +248,10 @@ impl Reactor for Sifting {
         self.0.sleep(time)
     }
 
-    fn interval(&self, time: Duration) -> impl Stream<Item = Instant> + Send + 'static {
+    fn interval(
+        &self,
+        time: Duration,
+    ) -> impl futures_util::Stream<Item = Instant> + Send + 'static {
         self.0.interval(time)
     }
 
@@ -243,7 +260,7 @@ impl Reactor for Sifting {
         address: SocketAddr,
     ) -> impl Future<Output = Result<Self::TcpStream>> + Send + 'static {
         let connect = self.0.tcp_connect_addr(address);
-        async move { Ok(Sieve::new(AsyncTcpStream::Plain(connect.await?))) }
+        async move { Ok(Sieve::new(AsyncTcpStream::Plain(connect.await?), CancellationToken::new())) }
     }
 }
 

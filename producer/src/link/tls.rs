@@ -3,6 +3,7 @@
 //! mend says what does.
 
 use std::io;
+use std::time::Duration;
 
 use async_rs::TokioRuntime;
 use async_rs::traits::Reactor;
@@ -10,6 +11,7 @@ use lapin::AsyncTcpStream;
 use lapin::tcp::{AMQPUriTcpExt, RustlsConnector};
 use lapin::uri::{AMQPScheme, AMQPUri, SASLMechanism};
 use rustls::{AlertDescription, CertificateError, Error};
+use tokio::time;
 
 use super::fault::Fault;
 use crate::access::Access;
@@ -18,18 +20,25 @@ use crate::config::address;
 /// Bytes to and from a host, encrypted or not.
 pub(crate) type Stream = AsyncTcpStream<<TokioRuntime as Reactor>::TcpStream>;
 
-/// Connects as the URL and the files say.
+/// Connects as the URL and the files say, within the URL's `connection_timeout` (milliseconds,
+/// default 10,000).
 pub(crate) async fn dial(
     uri: &AMQPUri,
     access: &Access,
     runtime: &TokioRuntime,
 ) -> Result<Stream, Fault> {
     fits(uri, access)?;
-    let stream = tcp(uri, runtime).await.map_err(|error| Fault::Connection(error.to_string()))?;
-    match uri.scheme {
-        AMQPScheme::AMQP => Ok(stream),
-        AMQPScheme::AMQPS => secure(stream, uri, access).await,
-    }
+    let dialling = async {
+        let stream = tcp(uri, runtime).await;
+        let stream = stream.map_err(|error| Fault::Connection(error.to_string()))?;
+        match uri.scheme {
+            AMQPScheme::AMQP => Ok(stream),
+            AMQPScheme::AMQPS => secure(stream, uri, access).await,
+        }
+    };
+    let patience = Duration::from_millis(uri.query.connection_timeout.unwrap_or(10_000));
+    let silent = |_| Fault::Silent(humantime::format_duration(patience).to_string());
+    time::timeout(patience, dialling).await.map_err(silent)?
 }
 
 /// Whether the files and the URL belong together. Who names certificates does not want them to be

@@ -77,7 +77,10 @@ impl Authority {
             ("/etc/rabbitmq/own.key", own.key.clone()),
             ("/etc/rabbitmq/enabled_plugins", format!("[{}].\n", plugins.join(","))),
         ];
-        broker_of_its_own_with(&settings, &files).await
+        let own = broker_of_its_own_with(&settings, &files).await;
+        // The port without TLS answers first.
+        own.ctl(&["await_startup"]).await;
+        own
     }
 
     fn sign(&self, params: &CertificateParams) -> Issued {

@@ -222,7 +222,7 @@ impl Cluster {
     /// Waits until all nodes are there, and all members of all quorum queues.
     ///
     /// # Panics
-    /// When that takes longer than 90 s.
+    /// When that takes longer than 180 s.
     pub async fn whole(&self) {
         let until = Instant::now() + PATIENCE;
         for node in &self.nodes {

@@ -19,7 +19,7 @@ const IMAGE: &str = include_str!("../rabbitmq-image");
 pub(super) const AMQP: u16 = 5672;
 const AMQPS: u16 = 5671;
 pub(super) const MANAGEMENT: u16 = 15672;
-pub(super) const PATIENCE: Duration = Duration::from_secs(90);
+pub(super) const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A broker for one test alone, that may be restarted, killed and configured.
 pub struct OwnBroker {
@@ -210,10 +210,14 @@ fn url(port: u16) -> String {
     format!("amqp://guest:guest@127.0.0.1:{port}/%2f")
 }
 
-/// All are bound before any is given up: otherwise they could be the same.
+/// Below those that the system gives to clients: while a broker is stopped its port stays free. All
+/// are bound before any is given up: otherwise they could be the same.
 pub(super) fn free_ports<const N: usize>() -> [u16; N] {
-    let bound =
-        [(); N].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port on loopback"));
+    let bind = || TcpListener::bind(("127.0.0.1", fastrand::u16(20_000..32_000)));
+    let bound = [(); N].map(|()| {
+        let mut tries = std::iter::repeat_with(bind).take(1_000);
+        tries.find_map(Result::ok).expect("a free port on loopback")
+    });
     bound.map(|listener| listener.local_addr().expect("it is bound").port())
 }
 
@@ -225,7 +229,7 @@ pub(super) async fn answers(url: &str) {
     match opened {
         Ok(Ok(_)) => link.close().await,
         Ok(Err(error)) => panic!("the test broker does not answer: {error}"),
-        Err(_) => panic!("the test broker did not answer within 90 s"),
+        Err(_) => panic!("the test broker did not answer within 180 s"),
     }
 }
 

@@ -41,7 +41,8 @@ pub(crate) fn is_ours(name: &str) -> bool {
     name.starts_with("forebay-")
 }
 
-fn is_brokers(name: &str) -> bool {
+/// Whether it belongs to the broker.
+pub(crate) fn is_brokers(name: &str) -> bool {
     name.starts_with("x-") || name == "CC" || name == "BCC"
 }
 

@@ -79,7 +79,7 @@ pub enum BadSignature {
     #[error("the job is not signed, and this worker runs signed jobs only")]
     Unsigned,
     /// Signed with a key that is not among ours.
-    #[error("the job is signed with key `{name}`, and this worker knows {known}")]
+    #[error("the job is signed with key `{name}`, and the keys here are {known}")]
     UnknownKey {
         /// The key's name.
         name: String,
@@ -388,7 +388,7 @@ mod tests {
         other.sign(&keys(&format!("two={SECRET}")), "forebay").unwrap();
         assert_eq!(refusal(&other), Reason::UnknownKey);
         let words = other.verify(&one(), "forebay").unwrap_err().to_string();
-        assert_eq!(words, "the job is signed with key `two`, and this worker knows `one`");
+        assert_eq!(words, "the job is signed with key `two`, and the keys here are `one`");
         let mut same_name = job();
         same_name.sign(&keys(&format!("one={SECRET}!")), "forebay").unwrap();
         assert_eq!(refusal(&same_name), Reason::Altered);
@@ -437,9 +437,10 @@ mod tests {
     fn a_redrive_signs_anew_what_it_changes_and_only_what_was_genuine() {
         let keys = one();
         // Nothing that is signed changes: no keys needed.
-        let copy = signed().redriven_to(None, None, "forebay").unwrap();
+        let genuine = signed();
+        let copy = genuine.clone().redriven_to(None, None, "forebay").unwrap();
         assert_eq!((copy.redrives, copy.verify(&keys, "forebay")), (1, Ok(())));
-        assert_eq!(signed().redriven_to(Some("mail"), None, "forebay").unwrap(), copy);
+        assert_eq!(genuine.redriven_to(Some("mail"), None, "forebay").unwrap(), copy);
         // Another queue.
         assert!(signed().redriven_to(Some("slow"), None, "forebay").unwrap_err().contains("KEYS"));
         let copy = signed().redriven_to(Some("slow"), Some(&keys), "forebay").unwrap();

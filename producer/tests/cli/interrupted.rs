@@ -10,7 +10,7 @@ use tokio::time;
 
 use super::{broker, dead, ended, forebay, ready, somewhere};
 
-const BULK: [&str; 6] = ["publish", "a.b", "--jsonl", "-", "--timeout", "2s"];
+const BULK: [&str; 4] = ["publish", "a.b", "--jsonl", "-"];
 
 /// Ten lines are written and published; standard input stays open.
 async fn ten_published(broker: &Broker, child: &mut Child) -> ChildStdin {
@@ -26,7 +26,7 @@ async fn until_ready(broker: &Broker, queue: &str, jobs: u64) {
             time::sleep(Duration::from_millis(50)).await;
         }
     };
-    time::timeout(Duration::from_secs(30), wait).await.expect("published in time");
+    time::timeout(super::PATIENCE, wait).await.expect("published in time");
 }
 
 async fn ctrl_c(child: &Child) {
@@ -39,7 +39,7 @@ async fn ctrl_c(child: &Child) {
 async fn a_bulk_publish_says_from_which_line_to_continue_when_the_broker_goes_away() {
     let broker = broker().await;
     let proxy = Proxy::to(&broker.address()).await;
-    let call = somewhere(&proxy.url(), &BULK);
+    let call = somewhere(&proxy.url(), &[&BULK[..], &["--timeout", "5s"]].concat());
     let mut child = call.env("FOREBAY_NAMESPACE", broker.namespace()).start();
 
     let mut stdin = ten_published(&broker, &mut child).await;
@@ -55,7 +55,7 @@ async fn a_bulk_publish_says_from_which_line_to_continue_when_the_broker_goes_aw
 #[tokio::test]
 async fn a_bulk_publish_says_from_which_line_to_continue_after_ctrl_c() {
     let broker = broker().await;
-    let mut child = forebay(&broker, &BULK).start();
+    let mut child = forebay(&broker, &[&BULK[..], &["--timeout", "50s"]].concat()).start();
     let stdin = ten_published(&broker, &mut child).await;
     ctrl_c(&child).await;
     let ran = ended(child).await;

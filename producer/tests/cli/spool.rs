@@ -9,11 +9,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use forebay_producer::Envelope;
 use forebay_producer::link::after;
 use forebay_producer::link::connection::Link;
 use forebay_producer::testing::{Broker, Meddle, Proxy, broker_of_its_own};
 use forebay_producer::wire::envelope::Raw;
+use forebay_producer::{Envelope, SigningKeys};
 use lapin::options::BasicGetOptions;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -126,6 +126,24 @@ async fn a_job_for_a_broker_that_is_away_is_kept_and_sent_once_with_the_same_id(
     assert!(!place.jobs().exists(), "nothing is left");
     let again = place.here(&broker, &["spool", "flush"]).json().await;
     assert_eq!(again["sent"], 0);
+}
+
+#[tokio::test]
+async fn jobs_of_a_bulk_and_of_the_spool_are_signed_as_they_were_made() {
+    const KEYS: &str = "one=0123456789abcdef0123456789abcdef";
+    let (broker, place) = (broker().await, place());
+    let bulk = ["publish", "a.b", "--jsonl", "-"];
+    let away = place.away(&broker, &bulk).env("FOREBAY_SIGNING_KEYS", KEYS);
+    away.input("1\n2\n").succeed().await;
+    // Who sends them needs no keys.
+    place.here(&broker, &["spool", "flush"]).succeed().await;
+    let here = place.here(&broker, &bulk).env("FOREBAY_SIGNING_KEYS", KEYS);
+    here.input("3\n4\n").succeed().await;
+    let (jobs, keys) = (take_all(&broker).await, SigningKeys::parse(KEYS).unwrap());
+    assert_eq!(jobs.len(), 4);
+    for job in jobs {
+        assert_eq!(job.verify(&keys, broker.namespace()), Ok(()));
+    }
 }
 
 #[tokio::test]
@@ -246,7 +264,9 @@ async fn a_broker_that_goes_and_comes_back_amid_a_bulk_publish_gets_all_in_the_e
     let (mut written, mut held) = (0, false);
     let mut spooled = false;
     // Until jobs lie in the spool, and then until the broker has taken one since.
+    let patience = time::Instant::now() + super::PATIENCE;
     loop {
+        assert!(time::Instant::now() < patience, "the broker takes nothing: {written} lines");
         use tokio::io::AsyncWriteExt;
         stdin.write_all(format!("{written}\n").as_bytes()).await.expect("it reads on");
         written += 1;

@@ -3,7 +3,8 @@
 use forebay_producer::link::connection::{Link, Status};
 use forebay_producer::testing::{Broker, Proxy, broker};
 use forebay_producer::{Config, Producer};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use crate::support::{note, soon, through, within};
 
@@ -12,15 +13,16 @@ fn hosts(hosts: &[&str], broker: &Broker) -> Config {
     through(&format!("amqp://guest:guest@{}/%2f", hosts.join(",")), &broker.config())
 }
 
-/// A port on which nobody listens.
-async fn closed() -> String {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    listener.local_addr().unwrap().to_string()
+/// A port on which nobody listens, nor can for as long as the socket lives.
+fn closed() -> (String, TcpSocket) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    (socket.local_addr().unwrap().to_string(), socket)
 }
 
 /// A port where no connect is ever answered: its backlog is full. It is so for as long as what is
 /// returned lives.
-async fn black_hole() -> (String, tokio::net::TcpListener, Vec<TcpStream>) {
+async fn black_hole() -> (String, TcpListener, Vec<TcpStream>) {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let listener = socket.listen(1).unwrap();
@@ -51,13 +53,32 @@ async fn hosts_that_refuse_keep_silent_or_swallow_everything_do_not_hold_up_the_
     let broker = broker().await;
     let (silent, _proxy) = silent(&broker).await;
     let (hole, _listener, _waiting) = black_hole().await;
-    let (closed, live) = (closed().await, broker.address());
+    let ((closed, _unheard), live) = (closed(), broker.address());
     // In random order: each comes first at times.
     for _ in 0..6 {
         let link = Link::open(&hosts(&[&closed, &silent, &hole, &live], &broker), "test");
         assert_eq!(connected(&link).await.host, Some(live.clone()));
         link.close().await;
         assert_eq!(link.status().borrow().host, None);
+    }
+}
+
+/// Otherwise each of them would keep a thread and a socket, of which a process has only so many.
+#[tokio::test]
+async fn tries_that_nobody_waits_for_any_more_are_ended() {
+    let broker = broker().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let link = Link::open(&hosts(&[&address], &broker), "test");
+    let mut tries = Vec::new();
+    for _ in 0..3 {
+        tries.push(within("a try", listener.accept()).await.unwrap().0);
+    }
+    link.close().await;
+    for mut stream in tries {
+        let mut said = Vec::new();
+        within("its end", stream.read_to_end(&mut said)).await.unwrap();
+        assert_eq!(&said[..4], b"AMQP");
     }
 }
 
@@ -86,7 +107,7 @@ async fn when_its_host_falls_silent_a_producer_goes_on_through_another() {
 #[tokio::test]
 async fn when_no_host_can_be_reached_the_trouble_names_each_with_its_reason() {
     let broker = broker().await;
-    let (a, b) = (closed().await, closed().await);
+    let ((a, _unheard), (b, _too)) = (closed(), closed());
     let link = Link::open(&hosts(&[&a, &b], &broker), "test");
     let mut status = link.status();
     within("a fault", status.wait_for(|status| status.last_fault.is_some())).await.unwrap();
@@ -101,7 +122,7 @@ async fn when_no_host_can_be_reached_the_trouble_names_each_with_its_reason() {
 #[tokio::test]
 async fn a_lost_connection_is_told_with_its_host() {
     let broker = broker().await;
-    let (closed, proxy) = (closed().await, Proxy::to(&broker.address()).await);
+    let ((closed, _unheard), proxy) = (closed(), Proxy::to(&broker.address()).await);
     let link = Link::open(&hosts(&[&closed, &proxy.address()], &broker), "test");
     assert_eq!(connected(&link).await.host, Some(proxy.address()));
     let mut status = link.status();

@@ -84,6 +84,8 @@ impl Wanted {
     fn faults(&self) -> Vec<&'static Fault> {
         let mut faults = fault::all();
         faults.retain(|fault| self.only.as_ref().is_none_or(|part| fault.name.contains(&**part)));
+        let short = self.minutes.is_none() && self.only.is_none();
+        faults.retain(|fault| !(short && fault.long));
         faults.retain(|fault| {
             let missing = (fault.missing)();
             if let Some(what) = missing {

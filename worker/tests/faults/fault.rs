@@ -23,6 +23,8 @@ pub(crate) struct Fault {
     pub(crate) rules: Rules,
     /// Whether every worker consumes before the first job is published.
     pub(crate) workers_first: bool,
+    /// It takes minutes, so the short form does without it.
+    pub(crate) long: bool,
     /// What this machine lacks for it.
     pub(crate) missing: fn() -> Option<&'static str>,
     pub(crate) plan: fn() -> Plan,
@@ -55,6 +57,7 @@ impl Fault {
             ground: Ground::Shared,
             rules: Rules { may_die_of: &[] },
             workers_first: true,
+            long: false,
             missing: || None,
             plan: Plan::default,
             before: |_, _| Box::pin(async { Ok(()) }),
@@ -68,6 +71,11 @@ impl Fault {
 
     const fn on_a_cluster(mut self) -> Self {
         self.ground = Ground::Cluster;
+        self
+    }
+
+    const fn takes_minutes(mut self) -> Self {
+        self.long = true;
         self
     }
 

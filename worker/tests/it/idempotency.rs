@@ -346,7 +346,8 @@ async fn while_the_store_is_down_a_job_is_put_off_or_runs_unprotected_as_was_ask
     let closed = Idempotency::new(store()).patience(Duration::from_millis(1));
     let fate = fates(closed, quick(5), &[job(None)]).await.remove(0);
     let Fate::Again { after, attempt: 1, message } = fate else { panic!("{fate:?}") };
-    assert!(message.is_empty() && after >= Duration::from_secs(10), "{after:?} {message}");
+    // About 10 s.
+    assert!(message.is_empty() && after >= Duration::from_secs(8), "{after:?} {message}");
     let open = Idempotency::new(store()).fail_open();
     assert_eq!(fates(open, quick(5), &[job(None)]).await, [done(1)]);
 }

@@ -85,7 +85,16 @@ async fn elsewhere_it_is_stopped_comes_again_and_the_worker_says_what_to_set() {
     assert_eq!(bench.ready("default").await, 0);
 }
 
-/// By policy where there is one for it, else for the whole broker.
+/// Gives jobs two hours: by policy where there is one for it, else on the whole broker.
+async fn allow_two_hours(own: &OwnBroker) {
+    if own.ctl(&["version"]).await.starts_with("3.10") {
+        own.ctl(&["eval", "application:set_env(rabbit, consumer_timeout, 7200000)."]).await;
+    } else {
+        let definition = r#"{"consumer-timeout": 7200000}"#;
+        own.ctl(&["set_policy", "long-jobs", "^test-", definition, "--apply-to", "queues"]).await;
+    }
+}
+
 #[tokio::test]
 async fn and_once_that_is_set_it_runs_once_there_too() {
     async fn long(job: Work, cx: Context<Notes>) -> JobResult {
@@ -99,12 +108,7 @@ async fn and_once_that_is_set_it_runs_once_there_too() {
         println!("skipped: from RabbitMQ 4.3 on the worker sets the timeout of its consumers");
         return;
     }
-    if own.ctl(&["version"]).await.starts_with("3.10") {
-        own.ctl(&["eval", "application:set_env(rabbit, consumer_timeout, 7200000)."]).await;
-    } else {
-        let definition = r#"{"consumer-timeout": 7200000}"#;
-        own.ctl(&["set_policy", "long-jobs", "^test-", definition, "--apply-to", "queues"]).await;
-    }
+    allow_two_hours(&own).await;
     let notes = Notes::default();
     let worker = Worker::builder(notes.clone()).queue("default", QueueOptions::new()).handle(long);
     let mut bench = Bench::on(own.broker(), worker);
@@ -115,6 +119,37 @@ async fn and_once_that_is_set_it_runs_once_there_too() {
     .await;
     assert_eq!(notes.all(), ["1#1"]);
     assert_eq!(bench.controls.queues().remove(0).last_loss, None);
+    bench.drain().await;
+}
+
+#[tokio::test]
+#[ignore = "takes an hour: -- --ignored an_hour"]
+async fn a_job_of_an_hour_runs_once() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    async fn long(job: Work, cx: Context<Notes>) -> JobResult {
+        note(cx.state(), &job, &cx);
+        tokio::time::sleep(HOUR).await;
+        Ok(())
+    }
+    let own = broker_of_its_own("consumer_timeout = 5000").await;
+    if !takes_timeouts(&own).await {
+        allow_two_hours(&own).await;
+    }
+    let notes = Notes::default();
+    let options = HandlerOptions::new().timeout(HOUR + Duration::from_secs(60));
+    let worker = Worker::builder(notes.clone())
+        .consumer_timeout(2 * HOUR)
+        .queue("default", QueueOptions::new().concurrency(1))
+        .handle_with(options, long);
+    let mut bench = Bench::on(own.broker(), worker);
+    bench.producer.publish(&work(1)).await.unwrap();
+    eventually_within(HOUR + Duration::from_secs(60), "it is done", async || {
+        bench.controls.summary().succeeded == 1
+    })
+    .await;
+    assert_eq!(notes.all(), ["1#1"]);
+    assert_eq!(bench.controls.queues().remove(0).last_loss, None);
+    assert_eq!(bench.ready("default").await, 0);
     bench.drain().await;
 }
 
@@ -132,7 +167,7 @@ async fn deliveries_that_wait_for_half_of_the_consumer_timeout_are_given_back() 
     let queue = QueueOptions::new().concurrency(4).prefetch(3);
     let worker = Worker::builder(Arc::clone(&ends)).queue("default", queue);
     let worker = worker
-        .consumer_timeout(Duration::from_secs(4))
+        .consumer_timeout(Duration::from_secs(12))
         .handle_blocking_with(options.retry(Retry::never()), stubborn);
     let mut bench = Bench::start(worker).await;
     for n in 0..3 {
@@ -145,6 +180,28 @@ async fn deliveries_that_wait_for_half_of_the_consumer_timeout_are_given_back() 
     eventually("nothing is left", async || bench.ready("default").await == 0).await;
     let summary = bench.drain().await;
     assert_eq!((summary.succeeded, summary.dead), (2, 1));
+}
+
+/// What a handler may take at most leaves time to publish what becomes of its job.
+#[tokio::test]
+async fn a_handler_that_takes_all_the_time_it_may_is_retried_and_becomes_a_dead_letter() {
+    async fn endless(job: Work, cx: Context<Notes>) -> JobResult {
+        note(cx.state(), &job, &cx);
+        std::future::pending().await
+    }
+    let notes = Notes::default();
+    let retry = Retry::fixed(2, Duration::from_millis(100));
+    let options = HandlerOptions::new().timeout(Duration::from_secs(8)).retry(retry);
+    let worker = Worker::builder(notes.clone())
+        .consumer_timeout(Duration::from_secs(10))
+        .queue("default", QueueOptions::new().concurrency(1).prefetch(1))
+        .handle_with(options, endless);
+    let mut bench = Bench::start(worker).await;
+    bench.producer.publish(&work(1)).await.unwrap();
+    let letter = bench.dead("default", 1).await.remove(0);
+    assert_eq!((letter.reason.as_str(), letter.envelope.attempt), ("timeout", 2));
+    assert!(notes.all().contains(&"1#2".to_owned()), "{:?}", notes.all());
+    bench.drain().await;
 }
 
 #[test]

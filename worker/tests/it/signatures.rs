@@ -98,7 +98,7 @@ async fn what_is_not_signed_as_it_should_be_is_a_dead_letter_that_says_why() {
         [
             ("altered", altered),
             ("altered", altered),
-            ("unknown_key", "the job is signed with key `new`, and this worker knows `old`"),
+            ("unknown_key", "the job is signed with key `new`, and the keys here are `old`"),
             ("unsigned", "the job is not signed, and this worker runs signed jobs only"),
         ]
     );

@@ -80,7 +80,11 @@ pub(crate) async fn run(bulk: Bulk<'_>, session: &Session) -> anyhow::Result<Exi
     }
     run.bar.finish_and_clear();
     let elapsed = run.began.elapsed();
-    run.send_kept(&bulk, &producer, session).await?;
+    if let Err(error) = run.send_kept(&bulk, &producer, session).await
+        && !matches!(end, End::Error(_))
+    {
+        end = End::Error(error.into());
+    }
     producer.close().await;
     run.report(end, elapsed, session)
 }

@@ -201,7 +201,9 @@ impl Globals {
             Some(url) => Config::new(url)?,
             None => Config::from_env()?,
         };
-        config = self.secrets(manifest.files().onto(config))?;
+        let files = manifest.files();
+        files.check("cert_file and key_file of [broker]")?;
+        config = self.secrets(files.onto(config))?;
         if let Some(namespace) = self.namespace().or(manifest.broker.namespace.clone()) {
             config = config.namespace(&namespace)?;
         }
@@ -244,10 +246,7 @@ impl Globals {
             key_file: self.key_file.clone(),
         };
         let flags = flags.stated();
-        if flags.cert_file.is_some() != flags.key_file.is_some() {
-            let alone = "--cert-file and --key-file go together: set both, or neither";
-            return Err(Stop::Usage(alone.to_owned()).into());
-        }
+        flags.check("--cert-file and --key-file")?;
         let config = flags.onto(config.secrets_from_env()?);
         let by_flag = self.origins.get("signing_keys_file") == Some(&ValueSource::CommandLine);
         let Some(file) = self.signing_keys_file.as_ref().filter(|_| by_flag) else {

@@ -90,6 +90,12 @@ pub(crate) fn asked(command_line: impl IntoIterator<Item = OsString>) -> Option<
     };
     set("AMQP_URL", globals.url());
     for (name, file) in globals.named_files() {
+        let by_flag =
+            file.is_some_and(|file| env::var_os(name).as_deref() != Some(file.as_os_str()));
+        if name == "FOREBAY_SIGNING_KEYS_FILE" && by_flag {
+            // The flag comes before the variable; an empty one is as good as none.
+            set("FOREBAY_SIGNING_KEYS", Some(String::new()));
+        }
         set(name, file.map(|file| file.display().to_string()));
     }
     set("FOREBAY_NAMESPACE", globals.namespace());

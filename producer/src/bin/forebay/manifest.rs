@@ -80,6 +80,14 @@ impl Files {
         }
     }
 
+    /// Who names a certificate does not want it to be left out.
+    pub(crate) fn check(&self, names: &str) -> Result<(), Stop> {
+        if self.cert_file.is_some() == self.key_file.is_some() {
+            return Ok(());
+        }
+        Err(Stop::Usage(format!("{names} go together: set both, or neither")))
+    }
+
     /// These in place of what was set before.
     pub(crate) fn onto(self, mut config: Config) -> Config {
         if let Some(file) = self.password_file {

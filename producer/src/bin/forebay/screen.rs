@@ -148,9 +148,9 @@ pub(crate) fn ask(question: &str) -> io::Result<Option<String>> {
 /// connection: its loss is in the error that the verb ends with.
 pub(crate) fn log_to_stderr(verbose: bool) {
     let filter = if verbose {
-        "info,forebay_producer=debug,lapin=off"
+        "info,forebay_producer=debug,lapin=off,rustls_platform_verifier=off"
     } else {
-        "warn,lapin=off,forebay_producer::link::connection=off"
+        "warn,lapin=off,rustls_platform_verifier=off,forebay_producer::link::connection=off"
     };
     let log = tracing_subscriber::fmt().with_env_filter(EnvFilter::new(filter));
     log.with_writer(io::stderr).with_target(false).with_ansi(io::stderr().is_terminal()).init();

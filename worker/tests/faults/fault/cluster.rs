@@ -1,6 +1,8 @@
 //! Nodes of a cluster: the one that leads the queues lost, cut off from the others, and all of them
 //! started anew one after the other.
 
+use std::cell::Cell;
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -14,6 +16,7 @@ use crate::site::{PATIENCE, Site};
 use crate::workload::{self, Item, Plan, Script, Step};
 
 const NODES: usize = 3;
+const LOOK: Duration = Duration::from_millis(30);
 
 pub(super) const FAULTS: &[Fault] = &[
     Fault::new(
@@ -33,12 +36,14 @@ pub(super) const FAULTS: &[Fault] = &[
     )
     .on_a_cluster()
     .before(|site, _| broker::old_queues(site).boxed_local())
+    .takes_minutes()
     .plan(|| Plan { jobs: 900, span: Duration::from_secs(30), ..Plan::default() }),
     Fault::new("rolling restart of the cluster", "As for a lost node.", |site, rng| {
         rolling_restart(site, rng).boxed_local()
     })
     .on_a_cluster()
     .before(|site, _| broker::old_queues(site).boxed_local())
+    .takes_minutes()
     .plan(|| Plan { jobs: 1_500, span: Duration::from_secs(50), ..Plan::default() }),
 ];
 
@@ -90,36 +95,56 @@ async fn leader(site: &Site) -> anyhow::Result<usize> {
     site.cluster().leader_of(&queue, 0).await.context("the queue has no leader")
 }
 
-/// Publishes until every worker has begun a job that was published after this, and prints how long
-/// that takes: a worker whose connection was spared says nothing of its own accord. Until then no
-/// ack is sure to last, since another leader is being elected: the outage goes on.
+/// Waits until every worker has begun a job that was published after this, and prints how long that
+/// takes: a worker whose connection was spared says nothing of its own accord. Until then no ack is
+/// sure to last, since another leader is being elected: the outage goes on. Publishes jobs for it,
+/// on a connection of its own.
 async fn all_work(site: &Site, since: &str) -> anyhow::Result<()> {
     let (began, at, producer) = (Instant::now(), site.record.now(), site.producer());
-    let prefix = format!("after-{at}-");
     site.record.note(Event::Idle { because: format!("after {since}") });
-    let probing = async {
+    let all = Cell::new(false);
+    let publishing = async {
         for n in 0.. {
-            let step = Step { script: Script::Quick, ms: 1 };
-            let item = Item { id: format!("{prefix}{n}"), step, delay: None, new_kind: false };
-            workload::publish_one(&producer, &site.record, &item).await;
-            let entries = record::read_all(&site.folder)?;
-            let ran = |who: &str| {
-                entries.iter().any(|entry| match &entry.event {
-                    Event::Begun { id, .. } => entry.who == who && id.starts_with(&prefix),
-                    _ => false,
-                })
-            };
-            if site.crew.iter().all(|member| ran(&member.who)) {
+            if all.get() {
                 break;
             }
-            time::sleep(Duration::from_millis(30)).await;
+            let step = Step { script: Script::Quick, ms: 1 };
+            let item = Item { id: format!("after-{at}-{n}"), step, delay: None, new_kind: false };
+            workload::publish_one(&producer, &site.record, &item).await;
+            time::sleep(LOOK).await;
         }
         anyhow::Ok(())
     };
-    let probed = time::timeout(PATIENCE * 2, probing).await;
-    probed.with_context(|| format!("after {since} not every worker works"))??;
-    site.record.note(Event::Consuming);
-    println!("{:.2?} from {since} until every worker ran a later job", began.elapsed());
+    let watching = async {
+        while !every_worker_ran_one(site, at)? {
+            time::sleep(LOOK).await;
+        }
+        site.record.note(Event::Consuming);
+        println!("{:.2?} from {since} until every worker ran a later job", began.elapsed());
+        all.set(true);
+        anyhow::Ok(())
+    };
+    let both = time::timeout(PATIENCE * 2, async { tokio::try_join!(publishing, watching) });
+    both.await.with_context(|| format!("after {since} not every worker works"))??;
     producer.close().await;
     Ok(())
+}
+
+/// Of the jobs whose publish began after `at`.
+fn every_worker_ran_one(site: &Site, at: u64) -> anyhow::Result<bool> {
+    let entries = record::read_all(&site.folder)?;
+    let later: HashSet<_> = entries
+        .iter()
+        .filter_map(|entry| match &entry.event {
+            Event::Intent { id, .. } if entry.at >= at => Some(id),
+            _ => None,
+        })
+        .collect();
+    let ran = |who: &str| {
+        entries.iter().any(|entry| match &entry.event {
+            Event::Begun { id, .. } => entry.who == who && later.contains(id),
+            _ => false,
+        })
+    };
+    Ok(site.crew.iter().all(|member| ran(&member.who)))
 }

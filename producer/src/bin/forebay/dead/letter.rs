@@ -51,6 +51,7 @@ pub(super) fn json(letter: &DeadLetter) -> Value {
         "content_type": envelope.content_type,
         "failures": envelope.failures.iter().map(failure).collect::<Value>(),
         "headers": envelope.headers(),
+        "headers_left_out": envelope.broker.omitted,
     });
     let (name, payload) = match serde_json::from_slice::<Value>(&envelope.payload) {
         Ok(payload) => ("payload", payload),
@@ -91,6 +92,8 @@ pub(super) fn page(letter: &DeadLetter, now_ms: u64) -> String {
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         line("header", Some(format!("{name}={value}")));
     }
+    // A redrive goes without them: no frame can hold them.
+    line("left out", envelope.broker.omitted.clone());
     for failure in &envelope.failures {
         page.push_str(&paragraph(failure));
     }

@@ -165,7 +165,7 @@ fn refusal(error: &ConnectError, greeting: &Greeting) -> Finding {
         ConnectError::Denied { user, because, .. } => {
             let mut what = format!(
                 "the broker does not let user `{user}` in: {because}; correct user and password in \
-                 AMQP_URL, or set the password anew"
+                 AMQP_URL or AMQP_PASSWORD_FILE, or set the password anew"
             );
             if user == "guest" {
                 what += "; RabbitMQ lets `guest` in from its own machine only";

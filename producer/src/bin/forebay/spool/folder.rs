@@ -155,10 +155,21 @@ impl Folder {
         Ok(())
     }
 
-    /// The pieces of the file as it is now; none if there is no file.
+    /// The pieces of the file as it is now; none if there is no file. What somebody else writes
+    /// at this moment is not among them: it may be taken back.
     pub(crate) fn scan(&self) -> Result<Scan<Box<dyn BufRead>>, Stop> {
-        match File::open(self.file()) {
-            Ok(file) => Ok(Scan::new(Box::new(BufReader::with_capacity(256 * 1024, file)))),
+        let _locked = self.lock_for_a_change()?;
+        self.scan_locked()
+    }
+
+    /// The same for who holds the lock.
+    fn scan_locked(&self) -> Result<Scan<Box<dyn BufRead>>, Stop> {
+        let opened = File::open(self.file()).and_then(|file| Ok((file.metadata()?.len(), file)));
+        match opened {
+            Ok((length, file)) => {
+                let reader = BufReader::with_capacity(256 * 1024, file.take(length));
+                Ok(Scan::new(Box::new(reader)))
+            }
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 Ok(Scan::new(Box::new(io::empty())))
             }
@@ -187,7 +198,7 @@ impl Folder {
             Err(error) => return Err(self.unreadable(&error)),
         }
         let mut damaged = Vec::new();
-        for piece in self.scan()? {
+        for piece in self.scan_locked()? {
             if let Piece::Damaged(range) = piece.map_err(|error| self.unreadable(&error))? {
                 damaged.push(range);
             }
@@ -229,7 +240,7 @@ impl Folder {
     pub(crate) fn tidy(&self) -> Result<u64, Stop> {
         let _locked = self.lock_for_a_change()?;
         let (mut left, mut waiting, mut sent) = (0, 0, 0);
-        for piece in self.scan()? {
+        for piece in self.scan_locked()? {
             if let Piece::Job { range, sent: done, .. } =
                 piece.map_err(|error| self.unreadable(&error))?
             {

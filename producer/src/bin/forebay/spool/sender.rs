@@ -84,6 +84,10 @@ pub(crate) async fn send(
         if sending.result.stopped.is_some() {
             next = None;
         }
+        // The one before may have been refused since it was chosen.
+        if next.take_if(|(_, kept)| sending.result.stuck.contains(&kept.queue)).is_some() {
+            continue;
+        }
         let together = |kept: &Kept| flying.is_empty() || kept.run == flying_run;
         let room = flying.len() < WINDOW && bytes < WINDOW_BYTES;
         if let Some((at, kept)) = next.take_if(|(_, kept)| room && together(kept)) {
