@@ -18,7 +18,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument, error};
+use tracing::{Instrument, error, warn};
 
 use super::BatchOptions;
 use super::context::BatchContext;
@@ -28,6 +28,9 @@ use crate::error::{JobError, JobResult};
 use crate::execute::App;
 use crate::handler::{Handler, Output};
 use crate::meter;
+
+/// How long after its deadline a batch may still be there.
+const LATE: Duration = Duration::from_secs(1);
 
 /// A number for each batch of this process.
 static NUMBERS: AtomicU64 = AtomicU64::new(1);
@@ -61,6 +64,8 @@ struct Books<S> {
     /// Jobs that have, and wait for their result.
     waiting: usize,
     hurried: bool,
+    /// Nobody runs what is handed in now.
+    over: bool,
 }
 
 /// A result, or what the function panicked with, if that was text.
@@ -159,13 +164,15 @@ impl<S: Send + Sync + 'static> Gathering<S> {
         let deadline = after(self.handler.options.timeout);
         let begun = Begun { number, deadline, places: Arc::clone(&places) };
         batch.stage.send_replace(Stage::Begun(begun));
-        // They come from the middleware, which the deadline bounds.
-        batch.until(|books| books.expected == 0).await;
-        let handed = std::mem::take(&mut batch.books().handed);
-        // Who was cancelled meanwhile is not run.
-        let waiting = handed.into_iter().filter(|(_, answer)| !answer.is_closed());
-        let (jobs, answers) = waiting.unzip();
-        self.run(&batch, jobs, answers).await;
+        // Each job leaves at the deadline by itself, unless middleware has left its run to a task
+        // that nobody ends. A place is not to be lost for that.
+        let late = deadline.checked_add(LATE).unwrap_or(deadline);
+        if time::timeout_at(late, self.run(&batch)).await.is_err() {
+            warn!(kind = self.handler.kind, "a batch was ended: its jobs outlasted their timeout");
+            batch.books().over = true;
+            let without_a_result = std::mem::take(&mut batch.books().handed);
+            drop(without_a_result);
+        }
         // Not before the function has ended or was dropped.
         drop(places);
     }
@@ -217,12 +224,13 @@ impl<S: Send + Sync + 'static> Gathering<S> {
     }
 
     /// Runs the function once, for as long as one of the jobs waits for it.
-    async fn run(
-        &self,
-        batch: &Batch<S>,
-        jobs: Vec<Handed<S>>,
-        answers: Vec<oneshot::Sender<Answer>>,
-    ) {
+    async fn run(&self, batch: &Batch<S>) {
+        // They come from the middleware.
+        batch.until(|books| books.expected == 0).await;
+        let handed = std::mem::take(&mut batch.books().handed);
+        // Who was cancelled meanwhile is not run.
+        let waiting = handed.into_iter().filter(|(_, answer)| !answer.is_closed());
+        let (jobs, answers): (Vec<_>, Vec<_>) = waiting.unzip();
         let Some(any) = jobs.first().map(|handed| handed.cx.clone()) else { return };
         self.sizes.record(jobs.len() as f64);
         let span = function::span(batch.number, &jobs);
@@ -266,7 +274,8 @@ fn panic_text(panic: &(dyn Any + Send)) -> Option<String> {
 
 impl<S> Batch<S> {
     fn new() -> Self {
-        let books = Books { expected: 0, handed: Vec::new(), waiting: 0, hurried: false };
+        let (hurried, over) = (false, false);
+        let books = Books { expected: 0, handed: Vec::new(), waiting: 0, hurried, over };
         Self {
             number: NUMBERS.fetch_add(1, Ordering::Relaxed),
             opened: Instant::now(),
@@ -281,7 +290,10 @@ impl<S> Batch<S> {
         let seat = Seat { batch: Arc::clone(batch), handed_in: false };
         let full = batch.change(|books| {
             books.expected += 1;
-            books.expected >= size
+            let full = books.expected >= size;
+            // Should one of them leave, nobody can take its seat.
+            books.hurried |= full;
+            full
         });
         (seat, full)
     }
@@ -316,12 +328,15 @@ impl<S> Batch<S> {
 
 impl<S: Send + Sync + 'static> Seat<S> {
     /// Waits until the batch begins; `None` when it cannot, and this job is to go back: with
-    /// `giving_back` the window ends, and what then waits for a place goes back.
-    pub(super) async fn begun(&self, giving_back: &CancellationToken) -> Option<Begun> {
+    /// `hurry` the window ends, and what then waits for a place goes back.
+    pub(super) async fn begun(&self, hurry: impl Future<Output = ()>) -> Option<Begun> {
         let mut stage = self.batch.stage.subscribe();
-        let begun = stage.wait_for(|stage| matches!(stage, Stage::Begun(_)));
-        if let Some(begun) = giving_back.run_until_cancelled(begun).await {
-            return begun.ok()?.begun();
+        tokio::select! {
+            biased;
+            begun = stage.wait_for(|stage| matches!(stage, Stage::Begun(_))) => {
+                return begun.ok()?.begun();
+            }
+            () = hurry => {}
         }
         self.batch.change(|books| books.hurried = true);
         let decided = stage.wait_for(|stage| !matches!(stage, Stage::Filling)).await;
@@ -341,7 +356,9 @@ impl<S: Send + Sync + 'static> Seat<S> {
         self.batch.change(|books| {
             books.expected -= 1;
             books.waiting += 1;
-            books.handed.push((Handed { payload, cx }, answer));
+            if !books.over {
+                books.handed.push((Handed { payload, cx }, answer));
+            }
         });
         match answered.await {
             Ok(Ok(result)) => result,

@@ -28,8 +28,9 @@ use crate::verdict::{self, Verdict, Why};
 
 /// How long a job may wait for its batch, and who runs the batch.
 pub(crate) struct Wait<'a> {
+    /// By then an open window is run, and what waits for a place goes back.
     pub(crate) start_by: Instant,
-    /// What was not started goes back, but an open window is run.
+    /// The same, at once.
     pub(crate) giving_back: &'a CancellationToken,
     /// The delivery is not ours any more.
     pub(crate) stop: &'a CancellationToken,
@@ -168,16 +169,21 @@ async fn seat<S: Send + Sync + 'static>(
     wait: &Wait<'_>,
     stop: &CancellationToken,
 ) -> Option<(Seat<S>, Begun)> {
-    // A window that is open at the end is run; none is opened then.
-    if wait.giving_back.is_cancelled() {
+    if wait.giving_back.is_cancelled() || Instant::now() >= wait.start_by {
         return None;
     }
     let seat = gathering.join(wait.tasks);
+    // A window that is open then is run; none is opened.
+    let hurry = async {
+        tokio::select! {
+            () = wait.giving_back.cancelled() => {}
+            () = time::sleep_until(wait.start_by) => {}
+        }
+    };
     let begun = tokio::select! {
         biased;
-        () = time::sleep_until(wait.start_by) => None,
         () = stop.cancelled() => None,
-        begun = seat.begun(wait.giving_back) => begun,
+        begun = seat.begun(hurry) => begun,
     };
     begun.map(|begun| (seat, begun))
 }
