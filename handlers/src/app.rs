@@ -15,7 +15,7 @@ use forebay_worker::{
 };
 
 use crate::manifest::fault::suggestion;
-use crate::manifest::{Broker, Fault, Faults, Function, Listen, Manifest};
+use crate::manifest::{Batch, Broker, Fault, Faults, Function, Listen, Manifest};
 use crate::serve::Server;
 use prepare::prepare;
 use servers::Servers;
@@ -58,12 +58,13 @@ pub struct App {
 }
 
 impl App {
-    /// How many runs of a kind there are at once in this process; `None` if it is not known, or its
-    /// queue is not consumed.
+    /// How many runs of a kind there are at once in this process, each of a batch if it takes
+    /// batches; `None` if it is not known, or its queue is not consumed.
     pub fn at_once(&self, kind: &str) -> Option<usize> {
         let function = self.manifest.functions.get(kind)?;
         let (queue, _) = self.worker.limits(&function.queue)?;
         let own = function.concurrency.or_else(|| servers::places(function, &self.manifest));
+        let own = own.or(function.batch.map(|_| 1));
         Some(own.map_or(queue, |own| own.min(queue)))
     }
 }
@@ -169,7 +170,10 @@ fn assemble<S: Send + Sync + 'static>(
     }
     for (kind, function) in &manifest.functions {
         match prepare(kind, function, &servers) {
-            Ok(Some(ready)) => builder = ready.register(builder, kind, options(function, manifest)),
+            Ok(Some(ready)) => {
+                let batch = function.batch.map(Batch::options);
+                builder = ready.register(builder, kind, options(function, manifest), batch);
+            }
             // Its server is missing, and that fault is known.
             Ok(None) => {}
             Err((what, remedy)) => {

@@ -13,13 +13,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::anyhow;
 use bytes::Bytes;
-use forebay_worker::{Context, JobError, JobResult, Output, TraceContext};
+use forebay_worker::{
+    BatchContext, BatchResult, Context, Item, JobError, JobResult, Output, Results, TraceContext,
+};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use serde::Deserialize;
 use serde_json::Value;
 use tracing::debug;
 
+use crate::batch;
 use crate::capture::{Capture, STDERR};
 use crate::process::{self, Ended};
 
@@ -192,12 +195,57 @@ impl Exec {
         }
     }
 
+    /// The function for batches, for
+    /// [`WorkerBuilder::handle_raw_batch`](forebay_worker::WorkerBuilder::handle_raw_batch).
+    ///
+    /// The program gets all jobs as one JSON array, each with `id`, `attempt` and `payload`, and
+    /// `FOREBAY_BATCH_SIZE` in place of what the environment says of a single job. With exit code 0
+    /// its output is nothing, or `{"batchItemFailures": [{"itemIdentifier": ID}]}`; any other exit
+    /// code is about all of them. `docs/manifest.md` has the rest.
+    pub fn batch_handler<S: Send + Sync + 'static>(
+        self,
+    ) -> impl Fn(Vec<Item<Bytes>>, BatchContext<S>) -> BoxFuture<'static, BatchResult<Output>>
+    + Send
+    + Sync
+    + 'static {
+        let exec = std::sync::Arc::new(self);
+        move |items, cx| {
+            let exec = std::sync::Arc::clone(&exec);
+            async move { exec.run_batch(&items, &cx).await }.boxed()
+        }
+    }
+
+    async fn run_batch<S>(
+        &self,
+        items: &[Item<Bytes>],
+        cx: &BatchContext<S>,
+    ) -> BatchResult<Output> {
+        let mut results = Results::new();
+        let jobs = batch::jobs(items, &mut results, batch::as_it_stands);
+        let mut command = self.bare_command();
+        command.env("FOREBAY_JOB_KIND", cx.kind());
+        command.env("FOREBAY_JOB_DEADLINE", deadline_ms(cx.remaining()).to_string());
+        command.env("FOREBAY_BATCH_SIZE", items.len().to_string());
+        let on_progress = |progress| items.iter().for_each(|item| item.progress(&progress));
+        let answer = self.output_of(command, jobs.as_bytes(), on_progress).await?;
+        batch::read(&answer, items, results)
+    }
+
     async fn run(&self, call: &Call<'_>, on_progress: impl Fn(Value)) -> JobResult<Output> {
+        self.output_of(self.command(call), call.payload, on_progress).await
+    }
+
+    async fn output_of(
+        &self,
+        command: Command,
+        input: &[u8],
+        on_progress: impl Fn(Value),
+    ) -> JobResult<Output> {
         let on_line = |line: &[u8]| match serde_json::from_slice::<Event>(line) {
             Ok(Event { progress: Some(progress) }) => on_progress(progress),
-            _ => debug!(job.id = call.id, bytes = line.len(), "unknown line on descriptor 3"),
+            _ => debug!(bytes = line.len(), "unknown line on descriptor 3"),
         };
-        match process::run(self.command(call), call.payload, on_line).await {
+        match process::run(command, input, on_line).await {
             Ok(ended) => self.judge(ended),
             // It may be installed by the time of the next attempt, or on another worker.
             Err(error) => Err(JobError::retry(anyhow!(self.not_started(&error)))),

@@ -10,14 +10,18 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::anyhow;
 use bytes::Bytes;
-use forebay_worker::{Context, JobError, JobResult, Output, TraceContext};
+use forebay_worker::{
+    BatchContext, BatchResult, Context, Item, JobError, JobResult, Output, Results, TraceContext,
+};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response, StatusCode, Url};
 use serde_json::json;
+use sha2::{Digest, Sha256};
 
+use crate::batch;
 use crate::capture::{Capture, RESULT};
 use crate::signature::Secret;
 
@@ -162,23 +166,84 @@ impl Http {
         }
     }
 
+    /// The function for batches, for
+    /// [`WorkerBuilder::handle_raw_batch`](forebay_worker::WorkerBuilder::handle_raw_batch).
+    ///
+    /// The body is one JSON array of all jobs, each with `id`, `attempt` and `payload`;
+    /// `forebay-job-kind` and `forebay-batch-size` are the headers that tell of them. An answer of
+    /// 2xx has no body, or `{"batchItemFailures": [{"itemIdentifier": ID}]}`; any other answer is
+    /// about all of them. `docs/manifest.md` has the rest.
+    pub fn batch_handler<S: Send + Sync + 'static>(
+        self,
+    ) -> impl Fn(Vec<Item<Bytes>>, BatchContext<S>) -> BoxFuture<'static, BatchResult<Output>>
+    + Send
+    + Sync
+    + 'static {
+        let http = Arc::new(self);
+        move |items, cx| {
+            let http = Arc::clone(&http);
+            async move { http.run_batch(&items, &cx).await }.boxed()
+        }
+    }
+
+    async fn run_batch<S>(
+        &self,
+        items: &[Item<Bytes>],
+        cx: &BatchContext<S>,
+    ) -> BatchResult<Output> {
+        let mut results = Results::new();
+        let body = Bytes::from(batch::jobs(items, &mut results, batch::as_it_stands));
+        let headers = self.headers_of_batch(cx.kind(), items, &body).map_err(JobError::reject)?;
+        let answer = self.send(headers, before(cx.remaining()), body).await?;
+        batch::read(&answer, items, results)
+    }
+
     async fn run(&self, call: Call<'_>, payload: Bytes) -> JobResult<Output> {
         let headers = self.headers_of(call, &payload).map_err(JobError::reject)?;
-        let request = self.client.post(self.url.clone()).headers(headers).timeout(call.timeout);
+        self.send(headers, call.timeout, payload).await
+    }
+
+    async fn send(
+        &self,
+        headers: HeaderMap,
+        timeout: Duration,
+        payload: Bytes,
+    ) -> JobResult<Output> {
+        let request = self.client.post(self.url.clone()).headers(headers).timeout(timeout);
         match request.body(payload).send().await {
             Ok(answer) => self.judge(answer).await,
             Err(error) => Err(self.unanswered("no answer from", &error)),
         }
     }
 
+    /// A batch has no id that outlasts it. Each of its jobs has, in the body.
+    fn headers_of_batch(
+        &self,
+        kind: &str,
+        items: &[Item<Bytes>],
+        body: &[u8],
+    ) -> Result<HeaderMap, HttpError> {
+        let mut headers = self.headers.clone();
+        set(&mut headers, "content-type", "application/json")?;
+        set(&mut headers, "forebay-job-kind", kind)?;
+        set(&mut headers, "forebay-batch-size", &items.len().to_string())?;
+        let digest = hex::encode(Sha256::digest(body));
+        self.sign_as(&mut headers, &format!("batch-{}", &digest[..32]), body)?;
+        Ok(headers)
+    }
+
+    fn sign_as(&self, headers: &mut HeaderMap, id: &str, body: &[u8]) -> Result<(), HttpError> {
+        let Some(secret) = &self.secret else { return Ok(()) };
+        let seconds = now().as_secs();
+        set(headers, "webhook-id", id)?;
+        set(headers, "webhook-timestamp", &seconds.to_string())?;
+        set(headers, "webhook-signature", &secret.sign(id, seconds, body))
+    }
+
     fn headers_of(&self, call: Call<'_>, payload: &[u8]) -> Result<HeaderMap, HttpError> {
         let attempt = call.attempt.to_string();
         let mut headers = self.headers.clone();
-        let mut set = |name: &'static str, value: &str| {
-            let value = value.parse().map_err(|_| HttpError::Header(name.to_owned()))?;
-            headers.insert(HeaderName::from_static(name), value);
-            Ok(())
-        };
+        let mut set = |name: &'static str, value: &str| set(&mut headers, name, value);
         set("content-type", "application/json")?;
         set("idempotency-key", call.key)?;
         set("forebay-job-id", call.id)?;
@@ -190,12 +255,7 @@ impl Http {
                 set(name, value).ok();
             }
         }
-        if let Some(secret) = &self.secret {
-            let seconds = now().as_secs();
-            set("webhook-id", call.id)?;
-            set("webhook-timestamp", &seconds.to_string())?;
-            set("webhook-signature", &secret.sign(call.id, seconds, payload))?;
-        }
+        self.sign_as(&mut headers, call.id, payload)?;
         Ok(headers)
     }
 
@@ -251,6 +311,12 @@ impl fmt::Debug for Http {
             .field("signed", &self.secret.is_some())
             .finish_non_exhaustive()
     }
+}
+
+fn set(headers: &mut HeaderMap, name: &'static str, value: &str) -> Result<(), HttpError> {
+    let value = value.parse().map_err(|_| HttpError::Header(name.to_owned()))?;
+    headers.insert(HeaderName::from_static(name), value);
+    Ok(())
 }
 
 /// A URL as configuration may name it.

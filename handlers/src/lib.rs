@@ -20,6 +20,7 @@
 //! | `otel` | `forebay-run` exports spans over OTLP when `OTEL_EXPORTER_OTLP_ENDPOINT` is set |
 
 pub mod app;
+mod batch;
 mod capture;
 mod digest;
 #[cfg(feature = "email")]
@@ -37,6 +38,7 @@ mod signature;
 mod telemetry;
 #[cfg(feature = "image")]
 mod thumbnail;
+mod wish;
 
 pub use digest::FileDigest;
 #[cfg(feature = "email")]

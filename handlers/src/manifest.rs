@@ -73,6 +73,10 @@
 //! secret_env = "INVOICE_SECRET"   # variable with the secret that signs requests
 //! retry = "never"
 //!
+//! [functions."row.insert"]
+//! exec = ["python3", "insert.py"] # or serve, server, http
+//! batch = { size = 100, window = "200ms" }    # so many jobs are run together, as a JSON array
+//!
 //! [functions."file.digest"]
 //! use = "file.digest"             # built in, as `email.send` and `image.thumbnail` are, which
 //!                                 # have more keys: docs/manifest.md
@@ -108,7 +112,7 @@ use toml::de::{DeTable, DeValue};
 pub use fault::{Fault, Faults};
 use fault::{Report, suggestion};
 use function::queue_section;
-pub use function::{Function, Runs};
+pub use function::{Batch, Function, Runs};
 pub use idempotency::{ClaimStore, IdempotencySettings};
 pub use listen::{InvalidListen, Listen};
 use section::Section;
@@ -521,7 +525,7 @@ roots = ["files", "/srv"]
         let (text, _) = rest.split_once("//! ```\n").unwrap();
         let text: String = text.lines().map(|line| line[3..].to_owned() + "\n").collect();
         let manifest = Manifest::parse(&text, "/etc/forebay.toml").unwrap();
-        assert_eq!((manifest.functions.len(), manifest.queues.len()), (5, 1));
+        assert_eq!((manifest.functions.len(), manifest.queues.len()), (6, 1));
     }
 
     #[test]
@@ -630,6 +634,25 @@ roots = ["files", "/srv"]
             (
                 "worker = 3",
                 &["1:10: `worker` is the number 3, not a table; write it as a [section]"],
+            ),
+            (
+                "[functions.\"a.b\"]\nexec = [\"true\"]\nbatch = 100",
+                &[
+                    "3:9: `batch` in [functions.\"a.b\"] is no table; write batch = { size = 100, window = \"200ms\" }",
+                ],
+            ),
+            (
+                "[functions.\"a.b\"]\nexec = [\"true\"]\nbatch = { sice = 1, window = 3 }",
+                &[
+                    "3:11: unknown key `sice` in `batch` of [functions.\"a.b\"]; did you mean `size`?",
+                    "3:30: `window` in `batch` of [functions.\"a.b\"] is the number 3, not a duration;",
+                ],
+            ),
+            (
+                "[functions.\"a.b\"]\nuse = \"file.digest\"\nroots = [\"/\"]\nbatch = { size = 2 }",
+                &[
+                    "1:12: [functions.\"a.b\"] has `batch`, and what it runs takes jobs one by one; remove",
+                ],
             ),
             (
                 "[worker]\ngrace = 30",

@@ -14,16 +14,19 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use bytes::Bytes;
-use forebay_worker::{Context, JobError, JobResult, Output, TraceContext};
+use forebay_worker::{
+    BatchContext, BatchResult, Context, Item, JobError, JobResult, Output, Results, TraceContext,
+};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::time::timeout;
 use tokio_util::sync::DropGuard;
 
+use crate::batch;
 use crate::exec::{Exec, MissingProgram, deadline_ms};
 use pool::Pool;
-use protocol::{Answer, Task, Then};
-use roster::Reply;
+use protocol::{Answer, BatchTask, Task, Then};
+use roster::{OnProgress, Reply};
 
 /// For jobs whose process was ended through no fault of theirs.
 const SOON: Duration = Duration::from_secs(1);
@@ -190,6 +193,22 @@ impl Server {
         }
     }
 
+    /// A function for batches, for
+    /// [`WorkerBuilder::handle_raw_batch`](forebay_worker::WorkerBuilder::handle_raw_batch). A batch
+    /// takes one place, however many jobs it has.
+    pub fn batch_handler<S: Send + Sync + 'static>(
+        &self,
+    ) -> impl Fn(Vec<Item<Bytes>>, BatchContext<S>) -> BoxFuture<'static, BatchResult<Output>>
+    + Send
+    + Sync
+    + 'static {
+        let server = self.clone();
+        move |items, cx| {
+            let server = server.clone();
+            async move { server.run_batch(items, &cx).await }.boxed()
+        }
+    }
+
     async fn run<S: Send + Sync + 'static>(
         &self,
         payload: &[u8],
@@ -197,16 +216,49 @@ impl Server {
     ) -> JobResult<Output> {
         let payload = std::str::from_utf8(payload)
             .map_err(|error| JobError::reject(anyhow!("the payload is not UTF-8: {error}")))?;
-        self.start();
         let noted = cx.clone();
         let on_progress = Arc::new(move |progress| noted.progress(progress));
+        let line = |run: &str| protocol::job_line(&task(run, cx), payload);
+        self.hand_over(cx.remaining(), on_progress, line).await
+    }
+
+    async fn run_batch<S: Send + Sync + 'static>(
+        &self,
+        items: Vec<Item<Bytes>>,
+        cx: &BatchContext<S>,
+    ) -> BatchResult<Output> {
+        let mut results = Results::new();
+        let jobs = batch::jobs(&items, &mut results, protocol::push_on_one_line);
+        let items: Arc<[_]> = items.into();
+        let noted = Arc::clone(&items);
+        let on_progress =
+            Arc::new(move |progress| noted.iter().for_each(|item| item.progress(&progress)));
+        let line = |run: &str| {
+            let (kind, queue) = (cx.kind(), cx.queue());
+            protocol::batch_line(
+                &BatchTask { run, kind, queue, deadline_ms: due(cx.remaining()) },
+                &jobs,
+            )
+        };
+        let answer = self.hand_over(cx.remaining(), on_progress, line).await?;
+        batch::read(&answer, &items, results)
+    }
+
+    /// Hands a line to a process that has a free place, and waits for its answer.
+    async fn hand_over(
+        &self,
+        remaining: Duration,
+        on_progress: OnProgress,
+        line: impl FnOnce(&str) -> Vec<u8>,
+    ) -> JobResult<Output> {
+        self.start();
         // So that whichever process takes it has at least as long for it.
-        let patience = cx.remaining() / 2;
+        let patience = remaining / 2;
         let Ok(mut place) = timeout(patience, self.pool.place(on_progress)).await else {
             return Err(self.untaken(patience));
         };
         let run = place.run.to_string();
-        place.send(protocol::job_line(&task(&run, cx), payload));
+        place.send(line(&run));
         match (&mut place.taken.reply).await {
             Ok(reply) => verdict(reply),
             Err(_) => Err(JobError::defer(SOON)),
@@ -233,7 +285,7 @@ fn task<'a, S>(run: &'a str, cx: &'a Context<S>) -> Task<'a> {
         kind: cx.kind(),
         queue: cx.queue(),
         attempt: cx.attempt(),
-        deadline_ms: u64::try_from(deadline_ms(cx.remaining())).unwrap_or(u64::MAX),
+        deadline_ms: due(cx.remaining()),
         redelivered: cx.redelivered(),
         crashes: cx.crashes(),
         idempotency_key: cx.idempotency_key(),
@@ -241,6 +293,10 @@ fn task<'a, S>(run: &'a str, cx: &'a Context<S>) -> Task<'a> {
         traceparent: trace.as_ref().map(|trace| trace.traceparent().to_owned()),
         tracestate: trace.as_ref().and_then(TraceContext::tracestate).map(str::to_owned),
     }
+}
+
+fn due(remaining: Duration) -> u64 {
+    u64::try_from(deadline_ms(remaining)).unwrap_or(u64::MAX)
 }
 
 fn verdict(reply: Reply) -> JobResult<Output> {
@@ -252,13 +308,5 @@ fn verdict(reply: Reply) -> JobResult<Output> {
         Reply::Lost { why, innocent: false } => (why, Then::Retry),
         Reply::Lost { why, innocent: true } => (why, Then::Defer(SOON)),
     };
-    let error = match then {
-        Then::RetryAfter(delay) => JobError::retry_after(delay),
-        Then::Defer(delay) => JobError::defer(delay),
-        Then::Retry if why.is_empty() => JobError::retry(anyhow!("the program gave no reason")),
-        Then::Reject if why.is_empty() => JobError::reject(anyhow!("the program gave no reason")),
-        Then::Retry => return Err(JobError::retry(anyhow!(why))),
-        Then::Reject => return Err(JobError::reject(anyhow!(why))),
-    };
-    Err(if why.is_empty() { error } else { error.because(anyhow!(why)) })
+    Err(then.because(why))
 }

@@ -129,6 +129,7 @@ fn list(controls: &Controls, servers: &[Server]) {
             attempt = job.attempt,
             since_ms,
             progress,
+            batch = job.batch,
             "running"
         );
     }

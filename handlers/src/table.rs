@@ -48,7 +48,8 @@ fn queues(app: &App) -> Table {
 }
 
 fn functions(app: &App) -> Table {
-    let mut table = table(["FUNCTION", "QUEUE", "RUNS", "TIMEOUT", "ATTEMPTS", "CONCURRENCY"]);
+    let mut table =
+        table(["FUNCTION", "QUEUE", "RUNS", "TIMEOUT", "ATTEMPTS", "CONCURRENCY", "BATCH"]);
     for (kind, function) in &app.manifest.functions {
         table.add_row([
             kind.clone(),
@@ -57,6 +58,11 @@ fn functions(app: &App) -> Table {
             duration(function.timeout.unwrap_or(HandlerOptions::TIMEOUT)),
             function.retry.unwrap_or_default().max_attempts.to_string(),
             or_dash(app.at_once(kind)),
+            or_dash(
+                function
+                    .batch
+                    .map(|batch| format!("{} within {}", batch.size, duration(batch.window))),
+            ),
         ]);
     }
     table

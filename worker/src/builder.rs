@@ -11,6 +11,7 @@ use forebay_producer::{Job, QueueType, SigningKeys, check_kind, check_queue_name
 use futures_util::FutureExt;
 use serde::Serialize;
 
+use crate::batch::{BatchContext, BatchOptions, BatchResult, Item};
 use crate::context::Context;
 use crate::error::{BuildError, JobResult};
 use crate::execute::App;
@@ -69,15 +70,17 @@ impl QueueOptions {
         Self::default()
     }
 
-    /// Sets how many jobs of this queue run at once in this process. Default: 4 × cores.
+    /// Sets how many jobs of this queue run at once in this process; a batch counts as one. Default:
+    /// 4 × cores.
     pub fn concurrency(mut self, most: usize) -> Self {
         self.concurrency = most;
         self
     }
 
     /// Sets how many deliveries the broker hands out ahead. Default: 2 × concurrency, at least 16
-    /// and at most 1,000; fewer where the handlers' timeouts would let the last of them wait longer
-    /// than the broker's consumer timeout allows.
+    /// and at most 1,000; with batch handlers as many as all the batches that run at once, and one
+    /// more of each, if that is more; fewer where the handlers' timeouts would let the last of them
+    /// wait longer than the broker's consumer timeout allows.
     pub fn prefetch(mut self, deliveries: u16) -> Self {
         self.prefetch = Some(deliveries);
         self
@@ -113,9 +116,10 @@ impl QueueOptions {
         self.prefetch.unwrap_or(1)
     }
 
-    /// Fills in the prefetch: as large as usual, unless no more than `fitting` can be done in time.
-    fn settle_prefetch(&mut self, fitting: usize) {
-        let usual = self.concurrency.saturating_mul(2).clamp(16, MOST_PREFETCH);
+    /// Fills in the prefetch: as large as usual, or as its batches want, unless no more than
+    /// `fitting` can be done in time.
+    fn settle_prefetch(&mut self, batches: usize, fitting: usize) {
+        let usual = self.concurrency.saturating_mul(2).clamp(16, MOST_PREFETCH).max(batches);
         let window = u16::try_from(usual.min(fitting)).unwrap_or(u16::MAX).max(1);
         self.prefetch.get_or_insert(window);
     }
@@ -171,6 +175,10 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
     }
 
     /// Runs around every handler; the first added is the outermost.
+    ///
+    /// Around each job of a batch too, all of them at once: the batch handler is called when every
+    /// job of the batch has come to the end of its chain. One that does not call `next` is not in
+    /// it; what `next.run` returns is that job's own result.
     pub fn middleware<F, Fut>(mut self, middleware: F) -> Self
     where
         F: Fn(Context<S>, Next<S>) -> Fut + Send + Sync + 'static,
@@ -264,6 +272,82 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
         self.add(Handler::raw_blocking(kind, options, function))
     }
 
+    /// Registers `async fn(items, cx) -> BatchResult<T>`: jobs of one kind are gathered, up to 100
+    /// or for up to 200 ms, and run by one call. Each is settled on its own, by what [`Results`]
+    /// say of it: acked and answered, retried with its own attempts, put off, or dead.
+    ///
+    /// What cannot be run (no JSON, another shape, expired, not signed as it should be, a claim
+    /// that another run has) is settled before, and takes up no room. A panic, a timeout and an
+    /// error fail every job of the batch. A job under which processes died runs in a batch of one.
+    ///
+    /// ```
+    /// use forebay_worker::{BatchContext, BatchResult, Item, Job, QueueOptions, Results, Worker};
+    /// use serde::{Deserialize, Serialize};
+    ///
+    /// #[derive(Serialize, Deserialize)]
+    /// struct Row { name: String, cents: i64 }
+    /// impl Job for Row { const KIND: &'static str = "row.insert"; }
+    ///
+    /// # struct Database;
+    /// # impl Database { async fn insert(&self, _: Vec<(&str, i64)>) -> std::io::Result<()> { Ok(()) } }
+    /// async fn insert(items: Vec<Item<Row>>, cx: BatchContext<Database>) -> BatchResult {
+    ///     let rows = items.iter().map(|item| (item.job.name.as_str(), item.job.cents)).collect();
+    ///     cx.state().insert(rows).await?; // an error: all are tried again, each by its attempts
+    ///     Ok(Results::done())
+    /// }
+    ///
+    /// let worker = Worker::builder(Database)
+    ///     .queue("default", QueueOptions::new())
+    ///     .handle_batch(insert)
+    ///     .build()?;
+    /// # Ok::<(), forebay_worker::BuildError>(())
+    /// ```
+    ///
+    /// [`Results`]: crate::Results
+    pub fn handle_batch<J, T, F, Fut>(self, function: F) -> Self
+    where
+        J: Job,
+        T: Serialize + Send + 'static,
+        F: Fn(Vec<Item<J>>, BatchContext<S>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = BatchResult<T>> + Send + 'static,
+    {
+        self.handle_batch_with(HandlerOptions::new(), BatchOptions::new(), function)
+    }
+
+    /// Registers a batch handler with options. Its [`HandlerOptions::timeout`] is for one batch,
+    /// its [`HandlerOptions::concurrency`] counts batches and is 1 unless set.
+    pub fn handle_batch_with<J, T, F, Fut>(
+        self,
+        options: HandlerOptions,
+        batch: BatchOptions,
+        function: F,
+    ) -> Self
+    where
+        J: Job,
+        T: Serialize + Send + 'static,
+        F: Fn(Vec<Item<J>>, BatchContext<S>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = BatchResult<T>> + Send + 'static,
+    {
+        self.add(Handler::batch(options, batch, function))
+    }
+
+    /// Registers `async fn(items, cx)` for batches of a kind known only at run time: what
+    /// [`WorkerBuilder::handle_raw`] is to [`WorkerBuilder::handle_with`], this is to
+    /// [`WorkerBuilder::handle_batch_with`].
+    pub fn handle_raw_batch<F, Fut>(
+        self,
+        kind: &str,
+        options: HandlerOptions,
+        batch: BatchOptions,
+        function: F,
+    ) -> Self
+    where
+        F: Fn(Vec<Item<Bytes>>, BatchContext<S>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = BatchResult<Output>> + Send + 'static,
+    {
+        self.add(Handler::raw_batch(kind, options, batch, function))
+    }
+
     /// Sets how long running jobs may finish after the worker was told to drain. Default: 25 s,
     /// which fits into the 30 s that Kubernetes gives.
     pub fn grace(mut self, grace: Duration) -> Self {
@@ -294,7 +378,8 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
     ///
     /// # Errors
     /// [`BuildError`] with all faults: a kind registered twice, a handler on a queue that is not
-    /// consumed, names that are not allowed, a timeout that the broker would cut short.
+    /// consumed, names that are not allowed, a timeout that the broker would cut short, batches
+    /// larger than the prefetch.
     pub fn build(mut self) -> Result<Worker<S>, BuildError> {
         self.settle_prefetch();
         self.check();
@@ -333,6 +418,7 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
             let most = self.consumer_timeout.as_secs_f64() * MOST_OF_TIMEOUT;
             let handlers = || self.registry.iter().filter(|handler| &handler.queue == queue);
             let fitting = handlers().map(|handler| {
+                let most = (most - gathered_within(&handler.options).as_secs_f64()).max(0.0);
                 let rounds = (most / handler.options.timeout.as_secs_f64()) as usize;
                 at_once(&handler.options, options).saturating_mul(rounds.max(1))
             });
@@ -341,7 +427,13 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
             let wait = start_within(self.consumer_timeout, slowest.unwrap_or_default());
             let paced = options.rate.map(|rate| (rate * wait.as_secs_f64()) as usize);
             let fitting = fitting.chain(paced).min().unwrap_or(usize::MAX);
-            options.settle_prefetch(fitting);
+            // While some run, another one of each fills.
+            let batches = handlers().filter_map(|handler| {
+                let size = handler.options.batch?.size;
+                Some(at_once(&handler.options, options).saturating_add(size))
+            });
+            let batches = batches.fold(0, usize::saturating_add);
+            options.settle_prefetch(batches, fitting);
         }
     }
 
@@ -377,6 +469,11 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
                     );
                 }
             }
+            let batch = handler.options.batch.zip(self.queues.get(queue));
+            if let Some((batch, options)) = batch {
+                let fault = unfit(batch, &handler.options, options, self.consumer_timeout);
+                faults.extend(fault.map(|fault| format!("the batch handler of `{kind}` {fault}")));
+            }
             if handler.options.concurrency == Some(0) {
                 faults.push(format!("the handler of `{kind}` has concurrency 0; use at least 1"));
             }
@@ -408,22 +505,68 @@ impl QueueOptions {
 fn too_slow(handler: &HandlerOptions, queue: &QueueOptions, broker: Duration) -> Option<String> {
     let timeout = handler.timeout;
     let rounds = usize::from(queue.window()).div_ceil(at_once(handler, queue));
-    let worst = timeout.saturating_mul(u32::try_from(rounds).unwrap_or(u32::MAX));
+    let all = timeout.saturating_mul(u32::try_from(rounds).unwrap_or(u32::MAX));
+    let worst = all.saturating_add(gathered_within(handler));
     let most = share_of(broker, MOST_OF_TIMEOUT);
     let show = |time: Duration| humantime::format_duration(Duration::from_secs(time.as_secs()));
     (worst > most).then(|| {
         format!(
-            "may take {} (timeout {} × {rounds} rounds of the prefetch window), more than 80 % of \
+            "may take {} (timeout {} × {rounds} rounds of the prefetch window{}), more than 80 % of \
              the consumer timeout of {}; lower the timeout or the prefetch, raise the concurrency, \
              or raise `consumer_timeout`: RabbitMQ 4.3 takes it from the worker, before 4.3 \
              rabbitmq.conf needs the same, such as `consumer_timeout = {}` (milliseconds)",
             show(worst),
             show(timeout),
+            if handler.batch.is_some() { ", and the window of a batch" } else { "" },
             show(broker),
             // Of which it is 80 %. Whole numbers: the longest of durations are no fault.
             worst.as_millis() * 5 / 4
         )
     })
+}
+
+/// Why batches of this handler could not be as they are wanted.
+fn unfit(
+    batch: BatchOptions,
+    handler: &HandlerOptions,
+    queue: &QueueOptions,
+    broker: Duration,
+) -> Option<String> {
+    let BatchOptions { size, window } = batch;
+    let (wanted, prefetch) = (at_once(handler, queue), usize::from(queue.window()));
+    let longest = start_within(broker, handler.timeout);
+    if size == 0 {
+        return Some("has batches of 0 jobs; use at least 1".to_owned());
+    }
+    if wanted > usize::from(u16::MAX) {
+        return Some(format!(
+            "would have {wanted} jobs at once (size × concurrency), and a consumer is delivered \
+             {} at most; lower one of them",
+            u16::MAX
+        ));
+    }
+    if window > longest {
+        return Some(format!(
+            "has a window of {}, and a delivery that waits here for longer than {} is given back; \
+             lower the window",
+            humantime::format_duration(window),
+            humantime::format_duration(longest)
+        ));
+    }
+    (prefetch < wanted).then(|| {
+        format!(
+            "would never have its batches full: {wanted} jobs (size {size} × {} at once), and the \
+             prefetch of its queue is {prefetch}; raise the prefetch, or lower the size or the \
+             concurrency; if the prefetch is not set, a rate or the timeout of a handler of this \
+             queue keeps it low: shorten that, or give the batches a queue of their own",
+            wanted / size
+        )
+    })
+}
+
+/// How long a job may wait for others of its batch.
+fn gathered_within(handler: &HandlerOptions) -> Duration {
+    handler.batch.map_or(Duration::ZERO, |batch| batch.window)
 }
 
 /// How long after its delivery a job is given back rather than taken back by the broker.
@@ -445,7 +588,8 @@ pub(crate) fn start_within(consumer_timeout: Duration, handler: Duration) -> Dur
 
 /// How many jobs of a handler run side by side.
 fn at_once(handler: &HandlerOptions, queue: &QueueOptions) -> usize {
-    handler.concurrency.unwrap_or(usize::MAX).min(queue.concurrency).max(1)
+    let runs = handler.concurrency.unwrap_or(usize::MAX).min(queue.concurrency).max(1);
+    runs.saturating_mul(handler.batch.map_or(1, |batch| batch.size.max(1)))
 }
 
 fn host_and_pid() -> String {

@@ -108,6 +108,11 @@ impl<S> Context<S> {
         self.run.producers.namespace()
     }
 
+    /// The worker's own producer, of no trace.
+    pub(crate) fn shared_producer(&self) -> &Producer {
+        self.run.producers.get()
+    }
+
     pub(crate) fn put_place(&self, place: Option<OwnedSemaphorePermit>) {
         *self.run.place.lock().unwrap_or_else(PoisonError::into_inner) = place;
     }
@@ -238,7 +243,7 @@ impl<S> Context<S> {
         self.trace_of_run()
     }
 
-    fn trace_of_run(&self) -> Option<TraceContext> {
+    pub(crate) fn trace_of_run(&self) -> Option<TraceContext> {
         #[cfg(feature = "otel")]
         if let Some(trace) = otel::context_of(self.span()) {
             return Some(trace);

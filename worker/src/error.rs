@@ -84,6 +84,11 @@ impl JobError {
         self
     }
 
+    /// The same for another job of its batch: what is to happen, and the words.
+    pub(crate) fn again(&self) -> Self {
+        Self { then: self.then, cause: anyhow::Error::msg(self.message()) }
+    }
+
     /// The error and its causes in one line, as it is recorded on the job.
     pub fn message(&self) -> String {
         format!("{:#}", self.cause)

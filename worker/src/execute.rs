@@ -6,6 +6,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use forebay_producer::link::after;
 use forebay_producer::{BadSignature, Envelope, SigningKeys};
 use futures_util::FutureExt;
@@ -86,7 +87,7 @@ impl<S: Send + Sync + 'static> App<S> {
         let timeout = handler.map_or(Duration::ZERO, |handler| handler.options.timeout);
         let namespace = producers.namespace();
         // Before the clock of the handler's timeout starts.
-        let admitted = match self.prepare(handler, namespace, &envelope, now_ms) {
+        let admitted = match self.prepare(handler, namespace, &envelope, now_ms, Handler::decode) {
             Ok(ready) => match self.enter(handler, namespace, &envelope, cancelled).await {
                 Ok(guard) => Ok((ready, guard)),
                 Err(outcome) => Err(outcome),
@@ -113,7 +114,7 @@ impl<S: Send + Sync + 'static> App<S> {
         (outcome, cx)
     }
 
-    async fn enter(
+    pub(crate) async fn enter(
         &self,
         handler: Option<&Handler<S>>,
         namespace: &str,
@@ -129,13 +130,15 @@ impl<S: Send + Sync + 'static> App<S> {
         }
     }
 
-    fn prepare(
+    /// Looks whether a job can be run, and decodes its payload.
+    pub(crate) fn prepare<R>(
         &self,
         handler: Option<&Handler<S>>,
         namespace: &str,
         envelope: &Envelope,
         now_ms: u64,
-    ) -> Result<Ready<S>, Outcome> {
+        decode: impl FnOnce(&Handler<S>, &Bytes) -> Result<R, Undecoded>,
+    ) -> Result<R, Outcome> {
         // Before anything looks at the payload.
         if let Some(keys) = &self.signing_keys {
             envelope.verify(keys, namespace).map_err(Outcome::Forged)?;
@@ -151,9 +154,9 @@ impl<S: Send + Sync + 'static> App<S> {
         }
         let Some(handler) = handler else { return Err(Outcome::Unknown(self.nobody(envelope))) };
         let decoded =
-            std::panic::catch_unwind(AssertUnwindSafe(|| handler.decode(&envelope.payload)));
+            std::panic::catch_unwind(AssertUnwindSafe(|| decode(handler, &envelope.payload)));
         match decoded {
-            Ok(Ok(ready)) => Ok(ready),
+            Ok(Ok(decoded)) => Ok(decoded),
             Ok(Err(Undecoded::NotJson(why))) => {
                 Err(Outcome::Undecodable(format!("the payload is not JSON: {why}")))
             }
@@ -166,7 +169,12 @@ impl<S: Send + Sync + 'static> App<S> {
 
     /// The handler's future, within its time. Dropping it at the timeout or when the run is
     /// cancelled ends an async handler; a blocking one sees it in its context.
-    async fn attempt(&self, ready: Ready<S>, cx: &Context<S>, timeout: Duration) -> Outcome {
+    pub(crate) async fn attempt(
+        &self,
+        ready: Ready<S>,
+        cx: &Context<S>,
+        timeout: Duration,
+    ) -> Outcome {
         let given = cx.clone();
         // Called inside the future, so that a panic before the first await is caught as well.
         let chain = Next::new(Arc::clone(&self.middleware), ready);

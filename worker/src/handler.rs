@@ -13,6 +13,7 @@ use futures_util::future::BoxFuture;
 use serde::Serialize;
 use tokio::sync::Semaphore;
 
+use crate::batch::{BatchOptions, Together};
 use crate::context::Context;
 use crate::error::JobResult;
 use crate::retry::Retry;
@@ -34,6 +35,8 @@ pub struct HandlerOptions {
     pub(crate) concurrency: Option<usize>,
     pub(crate) queue: Option<String>,
     pub(crate) idempotent: bool,
+    /// Set by those that register batch handlers.
+    pub(crate) batch: Option<BatchOptions>,
 }
 
 impl Default for HandlerOptions {
@@ -44,6 +47,7 @@ impl Default for HandlerOptions {
             concurrency: None,
             queue: None,
             idempotent: true,
+            batch: None,
         }
     }
 }
@@ -70,7 +74,8 @@ impl HandlerOptions {
     }
 
     /// Sets how many of this handler run at once in this process. Default: as many as its queue
-    /// allows; for a blocking handler, the number of cores.
+    /// allows; for a blocking handler, the number of cores; for a batch handler, which counts
+    /// batches, 1.
     pub fn concurrency(mut self, most: usize) -> Self {
         self.concurrency = Some(most);
         self
@@ -110,7 +115,7 @@ impl Output {
         self.0.as_ref()
     }
 
-    fn of<T: Serialize + 'static>(value: &T) -> JobResult<Self> {
+    pub(crate) fn of<T: Serialize + 'static>(value: &T) -> JobResult<Self> {
         if std::any::TypeId::of::<T>() == std::any::TypeId::of::<()>() {
             return Ok(Self(None));
         }
@@ -131,7 +136,7 @@ pub(crate) enum Undecoded {
 pub(crate) type Ready<S> =
     Box<dyn FnOnce(Context<S>) -> BoxFuture<'static, JobResult<Output>> + Send>;
 
-type Decode<S> = Box<dyn Fn(&Bytes) -> Result<Ready<S>, Undecoded> + Send + Sync>;
+pub(crate) type Decode<S> = Box<dyn Fn(&Bytes) -> Result<Ready<S>, Undecoded> + Send + Sync>;
 
 /// One registered handler.
 pub(crate) struct Handler<S> {
@@ -141,6 +146,8 @@ pub(crate) struct Handler<S> {
     /// Permits of this handler alone, if it has a limit.
     pub(crate) gate: Option<Arc<Semaphore>>,
     decode: Decode<S>,
+    /// The function of a batch handler; `decode` is for a batch of one then.
+    pub(crate) together: Option<Arc<Together<S>>>,
 }
 
 impl<S> Handler<S> {
@@ -215,13 +222,14 @@ impl<S: Send + Sync + 'static> Handler<S> {
         })
     }
 
-    fn new(kind: &str, queue: &str, options: HandlerOptions, decode: Decode<S>) -> Self {
+    pub(crate) fn new(kind: &str, queue: &str, options: HandlerOptions, decode: Decode<S>) -> Self {
         Self {
             kind: kind.to_owned(),
             queue: options.queue.clone().unwrap_or_else(|| queue.to_owned()),
             gate: options.concurrency.map(|most| Arc::new(Semaphore::new(most.max(1)))),
             options,
             decode,
+            together: None,
         }
     }
 }
@@ -253,7 +261,7 @@ pub(crate) fn cores() -> usize {
 }
 
 /// Tells invalid JSON from valid JSON of another shape; the latter with the path to the fault.
-fn from_json<J: serde::de::DeserializeOwned>(payload: &[u8]) -> Result<J, Undecoded> {
+pub(crate) fn from_json<J: serde::de::DeserializeOwned>(payload: &[u8]) -> Result<J, Undecoded> {
     // The common path parses once, straight into the handler's type.
     let error = match serde_json::from_slice::<J>(payload) {
         Ok(job) => return Ok(job),

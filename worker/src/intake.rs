@@ -1,6 +1,7 @@
 //! From a delivery to a permit: decode, move suspects away, wait for a place, run, settle.
 //! In: deliveries of one queue. Out: each is settled, or the broker has it back.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span, error};
 
 use crate::acker::How;
+use crate::batch::{Gathering, gatherings};
 use crate::builder::{QueueOptions, give_back_after, start_within};
 use crate::context::{Context, LazyProducer};
 use crate::execute::App;
@@ -43,7 +45,9 @@ pub(crate) struct Intake<S> {
     /// The broker's, as far as we were told; it counts from delivery.
     pub(crate) consumer_timeout: Duration,
     places: Arc<Semaphore>,
-    pace: Option<Pace>,
+    pub(crate) pace: Option<Pace>,
+    /// Of kinds whose handlers take batches.
+    batches: HashMap<String, Arc<Gathering<S>>>,
 }
 
 impl<S: Send + Sync + 'static> Intake<S> {
@@ -58,9 +62,11 @@ impl<S: Send + Sync + 'static> Intake<S> {
     ) -> Self {
         let handlers = app.registry.iter();
         let kinds = handlers.map(|handler| (handler.kind.as_str(), handler.queue == queue));
+        let places = Arc::new(Semaphore::new(options.concurrency));
         Self {
             meter: QueueMeter::new(&queue, kinds),
-            places: Arc::new(Semaphore::new(options.concurrency)),
+            batches: gatherings(&app, &queue, &places),
+            places,
             pace: options.rate.map(Pace::new),
             consumer_timeout,
             queue,
@@ -103,6 +109,10 @@ impl<S: Send + Sync + 'static> Intake<S> {
             let settling = self.settle(settlement, &job, verdict, &mut here);
             return settling.instrument(span.clone()).await;
         }
+        if let Some(gathering) = self.gathering(handler, &job) {
+            // On the heap, so that a single job's task is no larger for it.
+            return Box::pin(self.in_batch(gathering, settlement, job, here, span)).await;
+        }
         let Some(places) = self.place(generation, handler, &job).await else {
             return self.settle(settlement, &job, Verdict::GiveBack, &mut here).await;
         };
@@ -118,7 +128,18 @@ impl<S: Send + Sync + 'static> Intake<S> {
         work.instrument(span.clone()).await;
     }
 
-    async fn settle(
+    /// Where the job finds its batch; `None` if it runs by itself, as a suspect always does.
+    fn gathering(
+        &self,
+        handler: Option<&Handler<S>>,
+        job: &Envelope,
+    ) -> Option<&Arc<Gathering<S>>> {
+        let gathering =
+            self.batches.get(&handler.filter(|handler| handler.together.is_some())?.kind)?;
+        (!self.runs_alone(job)).then_some(gathering)
+    }
+
+    pub(crate) async fn settle(
         &self,
         settlement: Settlement<'_>,
         job: &Envelope,
@@ -180,7 +201,7 @@ impl<S: Send + Sync + 'static> Intake<S> {
         verdict::suspect(job, self.options.max_crashes, &self.facts(handler))
     }
 
-    fn facts(&self, handler: Option<&Handler<S>>) -> Facts<'_> {
+    pub(crate) fn facts(&self, handler: Option<&Handler<S>>) -> Facts<'_> {
         Facts {
             retry: App::retry(handler),
             chance: fastrand::f64(),
@@ -241,11 +262,8 @@ impl<S: Send + Sync + 'static> Intake<S> {
         Some(Places { of_handler, of_queue })
     }
 
-    /// A job that was there when processes died takes every place: it runs alone. One death that
-    /// was carried along while it waited for its key is no more than one redelivery.
     fn wanted(&self, job: &Envelope) -> u32 {
-        let alone = job.crashes >= verdict::deaths_of_a_suspect(self.options.queue_type);
-        if alone { self.options.concurrency as u32 } else { 1 }
+        if self.runs_alone(job) { self.options.concurrency as u32 } else { 1 }
     }
 
     async fn permits(&self, handler: Option<&Handler<S>>, job: &Envelope) -> Places {
@@ -261,6 +279,12 @@ impl<S: Send + Sync + 'static> Intake<S> {
         let places = Arc::clone(&self.places);
         let of_queue = places.acquire_many_owned(self.wanted(job)).await.expect(closed);
         Places { of_handler, of_queue }
+    }
+
+    /// A job that was there when processes died takes every place: it runs alone. One death that
+    /// was carried along while it waited for its key is no more than one redelivery.
+    fn runs_alone(&self, job: &Envelope) -> bool {
+        job.crashes >= verdict::deaths_of_a_suspect(self.options.queue_type)
     }
 
     pub(crate) async fn run(
@@ -297,7 +321,7 @@ pub(crate) struct Places {
 }
 
 /// Hands out turns at an even pace.
-struct Pace {
+pub(crate) struct Pace {
     gap: Duration,
     next: Mutex<Instant>,
 }
@@ -310,7 +334,7 @@ impl Pace {
 
     /// The lock is held on purpose: who waits for it waits for a turn, and who stops waiting, at a
     /// pause or after a lost connection, has cost none.
-    async fn turn(&self) {
+    pub(crate) async fn turn(&self) {
         let mut next = self.next.lock().await;
         let turn = (*next).max(Instant::now());
         time::sleep_until(turn).await;

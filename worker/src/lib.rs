@@ -5,6 +5,7 @@
 
 mod acker;
 mod backlog;
+mod batch;
 mod builder;
 mod consumer;
 mod context;
@@ -31,6 +32,7 @@ mod telemetry;
 pub mod testing;
 mod verdict;
 
+pub use batch::{BatchContext, BatchOptions, BatchResult, Item, Results};
 pub use builder::{QueueOptions, WorkerBuilder};
 pub use context::Context;
 pub use error::{BuildError, JobError, JobResult, RunError};

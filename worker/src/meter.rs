@@ -25,6 +25,7 @@ const CONSUMER_UP: &str = "forebay_consumer_up";
 const CONSUMER_LOSSES: &str = "forebay_consumer_losses_total";
 const READY: &str = "forebay_queue_ready_jobs";
 const DEAD: &str = "forebay_dead_jobs";
+const BATCH_JOBS: &str = "forebay_batch_jobs";
 
 /// The kind of jobs that this worker has no handler for: a stranger could make up any number.
 const UNKNOWN: &str = "unknown";
@@ -50,6 +51,12 @@ pub fn describe_metrics() {
     describe_counter!(CONSUMER_LOSSES, one, "How often a consumer was lost; it is restored.");
     describe_gauge!(READY, one, "Jobs ready at the broker, at the last look.");
     describe_gauge!(DEAD, one, "Dead letters at the broker, at the last look.");
+    describe_histogram!(BATCH_JOBS, one, "Jobs that a batch handler was given at once.");
+}
+
+/// How many jobs the batches of one handler have.
+pub(crate) fn batch_sizes(queue: &str, kind: &str) -> Histogram {
+    metrics::histogram!(BATCH_JOBS, "queue" => queue.to_owned(), "kind" => kind.to_owned())
 }
 
 /// What is counted of one queue's jobs. Handles are made once: looking one up costs more than a

@@ -28,6 +28,9 @@ pub struct RunningJob {
     pub since: Duration,
     /// The newest progress that its handler noted.
     pub progress: Option<Value>,
+    /// The number of the batch that it runs in: jobs with the same one run together. `None` for a
+    /// job that runs by itself.
+    pub batch: Option<u64>,
 }
 
 /// All jobs that run, by the order in which they began.
@@ -37,15 +40,16 @@ pub(crate) struct Running {
     jobs: Mutex<HashMap<u64, Begun>>,
 }
 
-type Begun = (Instant, Arc<dyn Look>);
+/// With the number of its batch, if it has one.
+type Begun = (Instant, Arc<dyn Look>, Option<u64>);
 
 /// A run of any worker's state.
 trait Look: Send + Sync {
-    fn look(&self, since: Duration) -> RunningJob;
+    fn look(&self, since: Duration, batch: Option<u64>) -> RunningJob;
 }
 
 impl<S: Send + Sync> Look for Run<S> {
-    fn look(&self, since: Duration) -> RunningJob {
+    fn look(&self, since: Duration, batch: Option<u64>) -> RunningJob {
         RunningJob {
             id: self.envelope.id.clone(),
             kind: self.envelope.kind.clone().unwrap_or_default(),
@@ -53,6 +57,7 @@ impl<S: Send + Sync> Look for Run<S> {
             attempt: self.envelope.attempt,
             since,
             progress: self.progress.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            batch,
         }
     }
 }
@@ -60,8 +65,25 @@ impl<S: Send + Sync> Look for Run<S> {
 impl Running {
     /// Notes a run; it ends when the guard is dropped.
     pub(crate) fn begin<S: Send + Sync + 'static>(self: &Arc<Self>, cx: &Context<S>) -> Guard {
+        self.note(cx, None)
+    }
+
+    /// Notes a run in a batch.
+    pub(crate) fn begin_in_batch<S: Send + Sync + 'static>(
+        self: &Arc<Self>,
+        cx: &Context<S>,
+        batch: u64,
+    ) -> Guard {
+        self.note(cx, Some(batch))
+    }
+
+    fn note<S: Send + Sync + 'static>(
+        self: &Arc<Self>,
+        cx: &Context<S>,
+        batch: Option<u64>,
+    ) -> Guard {
         let number = self.begun.fetch_add(1, Ordering::Relaxed);
-        let run = (Instant::now(), cx.run() as Arc<dyn Look>);
+        let run = (Instant::now(), cx.run() as Arc<dyn Look>, batch);
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner).insert(number, run);
         Guard { running: Arc::clone(self), number }
     }
@@ -70,7 +92,7 @@ impl Running {
         let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         let mut jobs: Vec<_> = jobs.iter().collect();
         jobs.sort_unstable_by_key(|(number, _)| **number);
-        jobs.into_iter().map(|(_, (began, run))| run.look(began.elapsed())).collect()
+        jobs.into_iter().map(|(_, (began, run, batch))| run.look(began.elapsed(), *batch)).collect()
     }
 }
 

@@ -144,6 +144,12 @@ pub(crate) fn span(job: &Envelope, exchange: &str) -> Span {
     span
 }
 
+/// The span that the function of a batch handler runs in. Each of its jobs has its own besides, for
+/// what is logged about that job alone.
+pub(crate) fn batch_span(number: u64, kind: &str, queue: &str, jobs: usize) -> Span {
+    error_span!("batch", batch = number, job.kind = kind, queue, jobs)
+}
+
 /// Counts and logs what is about to be done with a job, inside of its span.
 pub(crate) fn decided(counts: &Counts, job: &Envelope, verdict: &Verdict) {
     counts.count(verdict);

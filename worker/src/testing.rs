@@ -35,14 +35,21 @@ pub use forebay_producer::testing::{
 };
 use forebay_producer::wire::envelope::now_ms;
 use forebay_producer::{Config, Delay, Envelope, Job};
+use futures_util::future::join_all;
 use serde_json::Value;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
+use crate::batch::{Gathering, Wait};
 use crate::context::{Context, LazyProducer};
-use crate::execute::App;
+use crate::execute::{App, Outcome};
 use crate::running::Running;
 use crate::runtime::Worker;
 use crate::verdict::{self, Facts, Verdict};
+
+/// Jobs that are run together do not wait for more of them.
+const SHORT: Duration = Duration::from_millis(100);
 
 /// What the worker would do with a job after one run.
 #[derive(Debug, Clone, PartialEq)]
@@ -82,11 +89,56 @@ pub async fn run_envelope<S: Send + Sync + 'static>(worker: &Worker<S>, job: Env
     let (app, stop) = (&worker.app, CancellationToken::new());
     let running = Arc::new(Running::default());
     let (outcome, cx) = app.run(job, now_ms(), None, &stop, &producers(), &running).await;
-    let job = cx.envelope();
+    decide(app, outcome, cx.envelope())
+}
+
+fn decide<S: Send + Sync + 'static>(app: &App<S>, outcome: Outcome, job: &Envelope) -> Fate {
     let handler = app.handler(job).map(Arc::as_ref);
     let facts =
         Facts { retry: App::retry(handler), chance: 0.5, now_ms: now_ms(), worker: &app.name };
     fate(verdict::decide(outcome, job, &facts))
+}
+
+/// Runs jobs once, as a batch handler is given them together: what would be done with each, in
+/// their order.
+pub async fn run_batch<S: Send + Sync + 'static, J: Job>(
+    worker: &Worker<S>,
+    jobs: &[J],
+) -> Vec<Fate> {
+    let envelope = |job| {
+        let payload = serde_json::to_vec(job).expect("the job turns into JSON");
+        Envelope::new(J::KIND, J::QUEUE, payload)
+    };
+    run_envelopes(worker, jobs.iter().map(envelope).collect()).await
+}
+
+/// Runs envelopes of one kind once, as [`run_batch`]. They come together unless there are more than
+/// the batch's size, or what precedes it (middleware, claims) takes one of them longer than 100 ms.
+///
+/// # Panics
+/// When the kind of the first has no batch handler.
+pub async fn run_envelopes<S: Send + Sync + 'static>(
+    worker: &Worker<S>,
+    jobs: Vec<Envelope>,
+) -> Vec<Fate> {
+    let app = &worker.app;
+    let Some(first) = jobs.first() else { return Vec::new() };
+    let options = app.handler(first).and_then(|handler| Some((handler, handler.options.batch?)));
+    let (handler, batch) = options.expect("a batch handler");
+    let batch = batch.size(batch.size.min(jobs.len())).window(batch.window.min(SHORT));
+    let places = Arc::new(Semaphore::new(worker.limits(&handler.queue).map_or(1, |most| most.0)));
+    let gathering = Gathering::new(handler, batch, &handler.queue, &places).map(Arc::new);
+    let gathering = gathering.expect("a batch handler");
+    let (stop, giving_back, tasks) =
+        (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
+    let (producers, running) = (producers(), Arc::new(Running::default()));
+    let start_by = after(Duration::from_secs(3600));
+    let wait = Wait { start_by, giving_back: &giving_back, stop: &stop, tasks: &tasks };
+    let runs = jobs.into_iter().map(|job| async {
+        let ran = app.run_in_batch(&gathering, job, &wait, &producers, &running, |_| {}).await;
+        decide(app, ran.outcome, ran.cx.envelope())
+    });
+    join_all(runs).await
 }
 
 /// A context for calling a handler function directly.

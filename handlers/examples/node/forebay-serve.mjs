@@ -17,12 +17,23 @@ import { createInterface } from "node:readline";
 
 const LARGEST_RESULT = 16 * 1024 * 1024;
 const functions = new Map();
+const batches = new Map();
 const running = new Map();
 let answers;
 
 /** Registers a function(payload, cx), async or not, for jobs of a kind. */
 export function job(kind, run) {
   functions.set(kind, run);
+}
+
+/**
+ * Registers a function(items, cx), async or not, for jobs that come in batches: the function in
+ * forebay.toml has `batch = { size = 100 }`. Each item has payload, id, attempt, … All are done when
+ * it ends, but those whose `error` it has set (an Error or a text; Reject, RetryAfter and Defer mean
+ * what they mean when they are thrown). Set `result` to answer a caller. An error fails them all.
+ */
+export function batch(kind, run) {
+  batches.set(kind, run);
 }
 
 /** The job can never succeed: it becomes a dead letter now. */
@@ -52,7 +63,7 @@ export class Defer extends Error {
 /** What a function is told besides the payload: run, id, kind, queue, attempt, redelivered, … */
 class Context {
   #abort = new AbortController();
-  constructor({ payload, type, deadline_ms, ...about }) {
+  constructor({ payload, jobs, type, deadline_ms, ...about }) {
     Object.assign(this, about);
     this.deadline = new Date(deadline_ms);
     /** Aborted when the result no longer matters: timeout or shutdown. */
@@ -77,7 +88,7 @@ export function serve() {
   const lines = createInterface({ input: process.stdin, crlfDelay: Infinity });
   lines.on("line", (line) => {
     const message = JSON.parse(line);
-    if (message.type === "job") take(message);
+    if (message.type === "job" || message.type === "batch") take(message);
     if (message.type === "cancel") running.get(message.run)?.cx.cancel();
   });
   lines.on("close", async () => {
@@ -89,19 +100,39 @@ export function serve() {
 
 function take(message) {
   const cx = new Context(message);
-  const ended = answer(message.payload, cx).finally(() => running.delete(cx.run));
+  const work = message.type === "batch" ? answerBatch(message.jobs, cx) : call(functions, message.payload, cx);
+  const ended = answer(work, cx).finally(() => running.delete(cx.run));
   running.set(cx.run, { cx, ended });
 }
 
-async function answer(payload, cx) {
+async function answer(work, cx) {
   try {
-    const run = functions.get(cx.kind);
-    if (!run) throw new Error(`this program has no function for kind ${cx.kind}`);
-    say({ run: cx.run, ok: (await run(payload, cx)) ?? null });
+    say({ run: cx.run, ok: (await work) ?? null });
   } catch (error) {
     if (!error?.wish) console.error(error);
-    say({ run: cx.run, error: String(error), ...error?.wish });
+    say({ run: cx.run, ...failure(error) });
   }
+}
+
+async function answerBatch(items, cx) {
+  await call(batches, items, cx);
+  const failed = items.filter((item) => item.error != null);
+  const answered = items.filter((item) => item.result !== undefined);
+  return {
+    batchItemFailures: failed.map((item) => ({ itemIdentifier: item.id, ...failure(item.error) })),
+    results: Object.fromEntries(answered.map((item) => [item.id, item.result])),
+  };
+}
+
+async function call(map, payload, cx) {
+  const run = map.get(cx.kind);
+  const what = map === batches ? "batches of kind" : "kind";
+  if (!run) throw new Error(`this program has no function for ${what} ${cx.kind}`);
+  return run(payload, cx);
+}
+
+function failure(error) {
+  return { error: String(error), ...error?.wish };
 }
 
 function say(message) {

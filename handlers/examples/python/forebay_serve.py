@@ -26,6 +26,19 @@ from concurrent.futures import ThreadPoolExecutor
 
 LARGEST_RESULT = 16 * 1024 * 1024
 functions = {}
+batches = {}
+
+
+def batch(kind):
+    """Registers a function(items, cx), plain or async, for jobs that come in batches: the
+    function in forebay.toml has `batch = { size = 100 }`. All are done when it returns, but those
+    whose `error` it has set; an exception fails them all."""
+
+    def register(function):
+        batches[kind] = function
+        return function
+
+    return register
 
 
 def job(kind):
@@ -54,15 +67,28 @@ class Defer(RetryAfter):
     """Put the job off by so many seconds without using an attempt, at most 20 times in a row."""
 
 
-class Context:
-    """What a function is told besides the payload."""
+class Item:
+    """One job of a batch. Set `error`, an exception or a text, if it has failed; Reject,
+    RetryAfter and Defer mean what they mean when they are raised. Set `result` to answer a caller."""
 
-    def __init__(self, message, answers):
-        self.run, self.id, self.kind = message["run"], message["id"], message["kind"]
-        self.queue, self.attempt = message["queue"], message["attempt"]
+    def __init__(self, message):
+        self.payload, self.id, self.attempt = message["payload"], message["id"], message["attempt"]
         self.redelivered, self.crashes = message["redelivered"], message["crashes"]
         self.idempotency_key = message.get("idempotency_key")
         self.traceparent = message.get("traceparent")
+        self.error = self.result = None
+
+
+class Context:
+    """What a function is told besides the payload; of a batch, what all of it have in common."""
+
+    def __init__(self, message, answers):
+        self.run, self.kind, self.queue = message["run"], message["kind"], message["queue"]
+        if message["type"] == "job":
+            self.id, self.attempt = message["id"], message["attempt"]
+            self.redelivered, self.crashes = message["redelivered"], message["crashes"]
+            self.idempotency_key = message.get("idempotency_key")
+            self.traceparent = message.get("traceparent")
         self.deadline = message["deadline_ms"] / 1000  # seconds since the epoch
         self.cancelled = threading.Event()  # set when the result no longer matters
         self._answers = answers
@@ -107,13 +133,17 @@ def serve():
             if message["type"] == "job":
                 running[run] = Context(message, answers)
                 threads.submit(_run, message["payload"], running[run], answers, running)
+            elif message["type"] == "batch":
+                running[run] = Context(message, answers)
+                items = [Item(job) for job in message["jobs"]]
+                threads.submit(_run, items, running[run], answers, running, _answer_batch)
             elif message["type"] == "cancel" and run in running:
                 running[run].cancelled.set()
 
 
-def _run(payload, cx, answers, running):
+def _run(payload, cx, answers, running, work=None):
     try:
-        answer = _answer(payload, cx)
+        answer = (work or _answer)(payload, cx)
         answers.send({"run": cx.run, **answer})
     except BaseException as error:  # the result is no JSON, or too large
         answers.send({"run": cx.run, "error": _why(error), "reject": isinstance(error, Reject)})
@@ -124,18 +154,42 @@ def _run(payload, cx, answers, running):
 def _answer(payload, cx):
     if cx.kind not in functions:
         return {"error": f"this program has no function for kind {cx.kind}"}
+    return _called(functions[cx.kind], payload, cx)
+
+
+def _answer_batch(items, cx):
+    if cx.kind not in batches:
+        return {"error": f"this program has no function for batches of kind {cx.kind}"}
+    answer = _called(batches[cx.kind], items, cx)
+    if "ok" not in answer:
+        return answer
+    failures = [
+        {"itemIdentifier": item.id, **_failure(item.error)}
+        for item in items
+        if item.error is not None
+    ]
+    results = {item.id: item.result for item in items if item.result is not None}
+    return {"ok": {"batchItemFailures": failures, "results": results}}
+
+
+def _called(function, payload, cx):
     try:
-        result = functions[cx.kind](payload, cx)
+        result = function(payload, cx)
         return {"ok": asyncio.run(result) if inspect.iscoroutine(result) else result}
-    except Reject as error:
-        return {"error": _why(error), "reject": True}
-    except Defer as error:
-        return {"error": str(error), "defer": error.seconds}
-    except RetryAfter as error:
-        return {"error": str(error), "retry_after": error.seconds}
     except BaseException as error:  # sys.exit() ends the job, not this process
-        traceback.print_exc()
-        return {"error": _why(error)}
+        if not isinstance(error, (Reject, RetryAfter)):
+            traceback.print_exc()
+        return _failure(error)
+
+
+def _failure(error):
+    if isinstance(error, Reject):
+        return {"error": _why(error), "reject": True}
+    if isinstance(error, Defer):
+        return {"error": str(error), "defer": error.seconds}
+    if isinstance(error, RetryAfter):
+        return {"error": str(error), "retry_after": error.seconds}
+    return {"error": _why(error) if isinstance(error, BaseException) else str(error)}
 
 
 def _why(error):

@@ -2,7 +2,7 @@
 
 import time
 
-from forebay_serve import Defer, Reject, job, serve
+from forebay_serve import Defer, Reject, batch, job, serve
 
 
 @job("invoice.render")
@@ -23,6 +23,17 @@ async def send(payload, cx):
     if payload.get("draft"):
         raise Defer(10, "still a draft")  # again in 10 s, without using an attempt
     return {"sent": payload["id"]}
+
+
+@batch("invoice.book")
+def book(items, cx):
+    rows = []
+    for item in items:
+        if "id" in item.payload:
+            rows.append(item.payload["id"])
+        else:
+            item.error = Reject("an invoice needs an id")  # this one alone
+    print(f"booked {len(rows)} invoices at once")
 
 
 if __name__ == "__main__":

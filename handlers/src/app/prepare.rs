@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use forebay_worker::{HandlerOptions, WorkerBuilder};
+use forebay_worker::{BatchOptions, HandlerOptions, WorkerBuilder};
 
 use super::servers::Servers;
 use crate::digest::FileDigest;
@@ -28,12 +28,28 @@ pub(super) enum Ready {
 }
 
 impl Ready {
+    /// Batches are for functions of which the manifest can say so.
     pub(super) fn register<S: Send + Sync + 'static>(
         self,
         builder: WorkerBuilder<S>,
         kind: &str,
         options: HandlerOptions,
+        batch: Option<BatchOptions>,
     ) -> WorkerBuilder<S> {
+        if let Some(batch) = batch {
+            match self {
+                Self::Exec(exec) => {
+                    return builder.handle_raw_batch(kind, options, batch, exec.batch_handler());
+                }
+                Self::Server(server) => {
+                    return builder.handle_raw_batch(kind, options, batch, server.batch_handler());
+                }
+                Self::Http(http) => {
+                    return builder.handle_raw_batch(kind, options, batch, http.batch_handler());
+                }
+                single => return single.register(builder, kind, options, None),
+            }
+        }
         match self {
             Self::Exec(exec) => builder.handle_raw(kind, options, exec.handler()),
             Self::Server(server) => builder.handle_raw(kind, options, server.handler()),

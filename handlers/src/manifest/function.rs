@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use forebay_worker::{HandlerOptions, Retry};
+use forebay_worker::{BatchOptions, HandlerOptions, Retry};
 use toml::de::DeValue;
 
 use super::built_in;
@@ -31,12 +31,30 @@ pub struct Function {
     pub idempotent: bool,
     /// How failed jobs are tried again.
     pub retry: Option<Retry>,
+    /// How many jobs are run together, if they are.
+    pub batch: Option<Batch>,
     /// What runs.
     pub runs: Runs,
     /// Its line in the manifest.
     pub line: usize,
     pub(super) queue_at: Range<usize>,
     pub(super) at: Range<usize>,
+}
+
+/// Jobs of a kind that are run together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Batch {
+    /// How many jobs at most.
+    pub size: usize,
+    /// How long the first waits for others.
+    pub window: Duration,
+}
+
+impl Batch {
+    /// The options for the worker.
+    pub fn options(self) -> BatchOptions {
+        BatchOptions::new().size(self.size).window(self.window)
+    }
 }
 
 /// What runs for a kind.
@@ -92,6 +110,11 @@ pub enum Runs {
 }
 
 impl Runs {
+    fn takes_batches(&self) -> bool {
+        use Runs::{Exec, Http, Serve, Server};
+        matches!(self, Exec { .. } | Serve(_) | Server { .. } | Http { .. })
+    }
+
     /// The retry policy where the manifest says none, if it is another than everybody's.
     fn retry(&self) -> Option<Retry> {
         match self {
@@ -149,7 +172,14 @@ impl Function {
         let concurrency = section.get("concurrency", |value| units::number(value, 1..=10_000));
         let idempotent = section.get("idempotent", units::flag).unwrap_or(true);
         let retry = read_retry(&mut section);
+        let batch = read_batch(&mut section);
         let runs = read_runs(kind, &mut section, folder);
+        if batch.is_some() && runs.as_ref().is_some_and(|runs| !runs.takes_batches()) {
+            section.fault(
+                format!("{} has `batch`, and what it runs takes jobs one by one", section.name),
+                "remove `batch`; exec, serve, server and http can have it",
+            );
+        }
         let queue_at = queue.as_ref().map_or(section.at.clone(), |queue| queue.span());
         let (line, at) = (section.report.line(&section.at), section.at.clone());
         let retry = retry.or_else(|| runs.as_ref().and_then(Runs::retry));
@@ -162,6 +192,7 @@ impl Function {
             concurrency: concurrency.and_then(|most| usize::try_from(most).ok()),
             idempotent,
             retry,
+            batch,
             runs: runs?,
             line,
             queue_at,
@@ -269,8 +300,10 @@ pub(super) fn check_variable(name: &str) -> Read<()> {
         let remedy = "use a name without `=`";
         return Err(wrong(format!("has {name:?}, which cannot name a variable"), remedy));
     }
-    if name.starts_with("FOREBAY_JOB_") || name.starts_with("FOREBAY_SERVE_") {
-        let remedy = "choose another name: FOREBAY_JOB_… and FOREBAY_SERVE_… are ours to set";
+    let ours = ["FOREBAY_JOB_", "FOREBAY_BATCH_", "FOREBAY_SERVE_"];
+    if ours.iter().any(|ours| name.starts_with(ours)) {
+        let remedy = "choose another name: FOREBAY_JOB_…, FOREBAY_BATCH_… and FOREBAY_SERVE_… are \
+                      ours to set";
         return Err(wrong(format!("sets `{name}`"), remedy));
     }
     Ok(())
@@ -315,6 +348,21 @@ fn read_retry(section: &mut Section<'_, '_>) -> Option<Retry> {
             "write retry = \"never\" or retry = { max_attempts = 5, base = \"1s\", factor = 2.0, \
              cap = \"1h\", jitter = true }, any of these keys",
         )),
+    })
+}
+
+fn read_batch(section: &mut Section<'_, '_>) -> Option<Batch> {
+    if section.has("batch") && !matches!(section.peek("batch"), Some(DeValue::Table(_))) {
+        let form = "write batch = { size = 100, window = \"200ms\" }, any of these keys";
+        return section.get("batch", |_| Err(wrong("is no table", form)));
+    }
+    let mut section = section.table("batch")?;
+    let size = section.get("size", |value| units::number(value, 1..=10_000));
+    let window = section.get("window", units::duration);
+    section.finish();
+    Some(Batch {
+        size: size.and_then(|size| usize::try_from(size).ok()).unwrap_or(BatchOptions::SIZE),
+        window: window.unwrap_or(BatchOptions::WINDOW),
     })
 }
 

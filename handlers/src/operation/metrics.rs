@@ -14,13 +14,20 @@ const SECONDS: [f64; 18] = [
     120.0, 300.0, 600.0,
 ];
 
+/// For how many jobs a batch has.
+const JOBS: [f64; 12] =
+    [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0, 2_000.0, 5_000.0];
+
 /// Begins to keep; to be called before the worker starts.
 ///
 /// # Errors
 /// When something else keeps already.
 pub(crate) fn install() -> Result<PrometheusHandle, BuildError> {
     let seconds = Matcher::Suffix("_seconds".to_owned());
-    let builder = PrometheusBuilder::new().set_buckets_for_metric(seconds, &SECONDS)?;
+    let jobs = Matcher::Full("forebay_batch_jobs".to_owned());
+    let builder = PrometheusBuilder::new()
+        .set_buckets_for_metric(seconds, &SECONDS)?
+        .set_buckets_for_metric(jobs, &JOBS)?;
     let handle = builder.install_recorder()?;
     describe_metrics();
     forebay_handlers::describe_metrics();

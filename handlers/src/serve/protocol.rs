@@ -1,22 +1,18 @@
 //! What a worker and a long-lived child process say to each other: lines of JSON.
 //! In: a job, or a line of the child's. Out: the line for the child, or what the child means.
 
-use std::time::Duration;
-
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::capture::RESULT;
+pub(super) use crate::wish::{Then, beginning};
 
 /// The version of the protocol; a child may name it when it is ready.
 pub(super) const VERSION: u64 = 1;
 
 /// The longest line of an answer: the largest result, and what stands around it.
 pub(super) const ANSWER: usize = RESULT + 64 * 1024;
-
-/// How much of a line that cannot be read is shown.
-const SHOWN: usize = 120;
 
 /// A job as the child is told about it. What is `None` is left out.
 #[derive(Debug, Clone, Serialize)]
@@ -42,6 +38,18 @@ pub(super) struct Task<'a> {
     pub(super) tracestate: Option<String>,
 }
 
+/// A batch as the child is told about it.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "type", rename = "batch")]
+pub(super) struct BatchTask<'a> {
+    /// Names this run.
+    pub(super) run: &'a str,
+    pub(super) kind: &'a str,
+    pub(super) queue: &'a str,
+    /// Milliseconds since the epoch.
+    pub(super) deadline_ms: u64,
+}
+
 /// What a child says.
 #[derive(Debug)]
 pub(super) enum Message {
@@ -62,15 +70,6 @@ pub(super) enum Answer {
     Failed { why: String, then: Then },
 }
 
-/// What the child wants to become of a job that failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Then {
-    Retry,
-    RetryAfter(Duration),
-    Defer(Duration),
-    Reject,
-}
-
 /// The line that hands a job to the child. The payload is known to be JSON.
 pub(super) fn job_line(task: &Task<'_>, payload: &str) -> Vec<u8> {
     let head = serde_json::to_string(task).expect("texts and numbers are JSON");
@@ -83,6 +82,13 @@ pub(super) fn job_line(task: &Task<'_>, payload: &str) -> Vec<u8> {
     line.into_bytes()
 }
 
+/// The line that hands a batch to the child, with its jobs as a JSON array on one line.
+pub(super) fn batch_line(task: &BatchTask<'_>, jobs: &str) -> Vec<u8> {
+    let head = serde_json::to_string(task).expect("texts and numbers are JSON");
+    let head = head.strip_suffix('}').expect("a struct ends so");
+    format!("{head},\"jobs\":{jobs}}}\n").into_bytes()
+}
+
 /// The line that tells the child that a run's result no longer matters.
 pub(super) fn cancel_line(run: &str) -> Vec<u8> {
     format!("{{\"type\":\"cancel\",\"run\":\"{run}\"}}\n").into_bytes()
@@ -90,7 +96,7 @@ pub(super) fn cancel_line(run: &str) -> Vec<u8> {
 
 /// JSON without anything that some language takes for the end of a line. A raw newline can only
 /// stand between values, where a blank does as well; the others only in texts, where an escape does.
-fn push_on_one_line(line: &mut String, json: &str) {
+pub(super) fn push_on_one_line(line: &mut String, json: &str) {
     let ends = ['\n', '\r', '\u{85}', '\u{2028}', '\u{2029}'];
     let mut rest = json;
     while let Some(at) = rest.find(ends) {
@@ -169,23 +175,9 @@ impl Line {
             (Some(result), false) => Answer::Done(result),
             (None, true) => {
                 let why = self.error.unwrap_or_default();
-                let wait = |value: Value, key| duration(&value).map_err(|bad| (key, bad));
-                let then = match (self.reject, self.retry_after, self.defer) {
-                    (true, None, None) => Ok(Then::Reject),
-                    (false, Some(value), None) => wait(value, "retry_after").map(Then::RetryAfter),
-                    (false, None, Some(value)) => wait(value, "defer").map(Then::Defer),
-                    (false, None, None) => Ok(Then::Retry),
-                    _ => {
-                        let what = "with more than one of `reject`, `retry_after` and `defer`";
-                        return Message::Answer { run, answer: misanswered_because(what, &why) };
-                    }
-                };
-                match then {
+                match Then::read(self.reject, self.retry_after, self.defer) {
                     Ok(then) => Answer::Failed { why, then },
-                    Err((key, bad)) => misanswered_because(
-                        &format!("with a `{key}` that is no duration: {bad}"),
-                        &why,
-                    ),
+                    Err(what) => misanswered_because(&format!("with {what}"), &why),
                 }
             }
         };
@@ -200,26 +192,6 @@ fn misanswered(what: &str) -> Answer {
 fn misanswered_because(what: &str, why: &str) -> Answer {
     let why = if why.is_empty() { String::new() } else { format!(": {why}") };
     Answer::Failed { why: format!("the program answered {what}{why}"), then: Then::Retry }
-}
-
-/// `"30s"`, or a number of seconds.
-fn duration(value: &Value) -> Result<Duration, String> {
-    let read = match value {
-        Value::String(text) => humantime::parse_duration(text).ok(),
-        Value::Number(number) => {
-            number.as_f64().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
-        }
-        _ => None,
-    };
-    read.ok_or_else(|| beginning(value.to_string().as_bytes()))
-}
-
-/// The beginning of what a child wrote, fit for a log line.
-pub(super) fn beginning(line: &[u8]) -> String {
-    let cut = line.len() > SHOWN;
-    let text = String::from_utf8_lossy(&line[..line.len().min(SHOWN)]);
-    let text: String = text.trim_end().escape_debug().collect();
-    if cut { format!("{text}…") } else { text }
 }
 
 #[cfg(test)]

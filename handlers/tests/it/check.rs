@@ -19,6 +19,12 @@ queue = "mail"
 timeout = "30s"
 retry = { max_attempts = 3 }
 
+[queues.rows]
+[functions."row.insert"]
+exec = ["true"]
+queue = "rows"
+batch = { size = 40 }
+
 [functions."invoice.push"]
 http = "http://u:hush@localhost/push?token=hush"
 "#,
@@ -41,6 +47,10 @@ http = "http://u:hush@localhost/push?token=hush"
     assert!(has(&["mail.send", "mail", "exec", "true", "30s", "3", "8"]), "{text}");
     assert!(
         has(&["invoice.push", "default", "POST", "http://localhost/push", "5m", "5", &usual]),
+        "{text}"
+    );
+    assert!(
+        has(&["row.insert", "rows", "exec", "true", "5m", "5", "1", "40", "within", "200ms"]),
         "{text}"
     );
     assert!(!text.contains("hush"), "{text}");

@@ -459,12 +459,15 @@ fn documented() -> BTreeSet<String> {
 #[tokio::test]
 async fn every_metric_is_documented_and_every_documented_one_is_there() {
     // `cat` is never ready, and ends by itself.
-    let more = "[functions.\"stays.on\"]\nserve = [\"cat\"]";
+    let more = "[functions.\"stays.on\"]\nserve = [\"cat\"]\n\
+                [functions.\"row.insert\"]\nexec = [\"true\"]\nbatch = { size = 2 }";
     let site = Site::with(&format!("{OBEDIENT}\n{more}")).await;
     let run = site.run().await;
     for payload in ["good", "bad"] {
         site.publish(json!(payload)).await;
     }
+    let options = forebay_producer::PublishOptions::new();
+    site.producer.publish_raw("row.insert", "{}", options).await.unwrap();
     let mut scraped = BTreeSet::new();
     let complete = async || {
         let scrape = run.page("/metrics").await.1;

@@ -633,20 +633,34 @@ impl Job for Quote {
 async fn the_examples_run_as_they_stand() {
     let patience = Duration::from_secs(60);
     let site = Site::new(include_str!("../../examples/python/forebay.toml")).await;
+    site.broker.owns("books");
     site.write("forebay_serve.py", PYTHON);
     site.write("worker.py", include_str!("../../examples/python/worker.py"));
     let run = site.run().await;
     let job = Render { lines: vec![json!({ "price": 2 }), json!({ "price": 3.5 })] };
     let total: Value = site.producer.call(&job, patience).await.unwrap();
     assert_eq!(total, json!({ "total": 5.5 }));
-    run.drain().await;
+    let options = || PublishOptions::new().queue("books");
+    for payload in [r#"{"id": 7}"#, "{}"] {
+        site.producer.publish_raw("invoice.book", payload, options()).await.unwrap();
+    }
+    run.logged("the bad one", |line| line["message"] == "job is a dead letter now").await;
+    let summary = run.drain().await;
+    assert!(summary.starts_with("done 2, retried 0, dead 1, "), "{summary}");
 
     let site = Site::new(include_str!("../../examples/node/forebay.toml")).await;
+    site.broker.owns("stock");
     site.write("forebay-serve.mjs", NODE);
     site.write("worker.mjs", include_str!("../../examples/node/worker.mjs"));
     let run = site.run().await;
     let job = Quote { sku: "bolt".to_owned(), count: 3 };
     let price: Value = site.producer.call(&job, patience).await.unwrap();
     assert_eq!(price, json!({ "price": 15 }));
-    run.drain().await;
+    let options = || PublishOptions::new().queue("stock");
+    for payload in [r#"{"sku": "nut"}"#, r#"{"sku": "cog"}"#] {
+        site.producer.publish_raw("stock.count", payload, options()).await.unwrap();
+    }
+    run.logged("the bad one", |line| line["message"] == "job is a dead letter now").await;
+    let summary = run.drain().await;
+    assert!(summary.starts_with("done 2, retried 0, dead 1, "), "{summary}");
 }

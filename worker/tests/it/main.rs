@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may fail anywhere")]
 #![expect(clippy::needless_pass_by_value, reason = "handlers take what they are given")]
 
+mod batches;
 mod causes;
 mod cluster;
 mod crash;
