@@ -40,6 +40,12 @@ end KILL
 /// The one of this process: it dies with the process, whoever uses it.
 static GUARDIAN: LazyLock<Mutex<Guardian>> = LazyLock::new(Mutex::default);
 
+/// Starts the guardian unless it is there, so that a group is guarded as soon as it has begun: what
+/// has read anything of its job is.
+pub(crate) fn ready() {
+    GUARDIAN.lock().unwrap_or_else(PoisonError::into_inner).ready();
+}
+
 /// Puts a process group under guard.
 pub(crate) fn begin(group: Pid) {
     let mut guardian = GUARDIAN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -61,6 +67,12 @@ struct Guardian {
 }
 
 impl Guardian {
+    fn ready(&mut self) {
+        if self.shell.is_none() && !self.given_up {
+            self.replace();
+        }
+    }
+
     fn begin(&mut self, group: i32) {
         self.live.insert(group);
         self.tell('+', group);
@@ -76,7 +88,11 @@ impl Guardian {
         if self.given_up || self.write(&format!("{what} {group}\n")).is_ok() {
             return;
         }
-        // Never started, or ended by someone: the next one is told everything.
+        // Ended by someone: the next one is told everything.
+        self.replace();
+    }
+
+    fn replace(&mut self) {
         if let Err(error) = self.restart() {
             self.given_up = true;
             warn!(%error, "programs of functions will outlive this worker if it is killed");

@@ -51,6 +51,7 @@ pub(crate) fn start(mut command: Command) -> io::Result<Started> {
         .fd_mappings(vec![FdMapping { parent_fd: theirs.into(), child_fd: 3 }])
         .expect("one mapping cannot collide");
     let mut command = tokio::process::Command::from(command);
+    guardian::ready();
     let child = command.process_group(0).spawn()?;
     let group = Group::of(&child);
     // Our copy of the program's end of descriptor 3 lives in the command, which ends here.

@@ -8,8 +8,9 @@ use serde_json::json;
 use crate::support::{Run, Site, alive, eventually};
 
 /// A function that says that it has begun, with its process number and that of a child, and ends
-/// when `go` is there.
+/// when `go` is there. It reads its job first: from then on it is under guard.
 const WAITING: &str = r#"
+cat > job.json
 echo '{"progress": "half way"}' >&3
 sleep 600 &
 echo $$ $! > pids.new; mv pids.new pids
