@@ -12,6 +12,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, Stream, StreamExt};
 use tokio::time::{self, Instant};
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{Instrument, Span};
 
 use crate::error::{BulkError, PublishError};
@@ -87,6 +88,7 @@ type Ended = (u64, Span, Result<(), PublishError>);
 
 struct Flying {
     message: Arc<Message>,
+    _waited_for: TaskTrackerToken,
     began: Instant,
     deadline: Instant,
     span: Span,
@@ -130,8 +132,9 @@ impl<'a> Run<'a> {
         }
         let (began, deadline) = (Instant::now(), producer.deadline());
         let message = producer.message(envelope, Destination::Queue);
-        if self.bulk.post(place, &message) {
-            self.flying.insert(place, Flying { message, began, deadline, span });
+        if let Some(token) = self.bulk.post(place, &message) {
+            let flying = Flying { message, _waited_for: token, began, deadline, span };
+            self.flying.insert(place, flying);
         } else {
             let sending = async move {
                 let sent = producer.send_message(&message, Destination::Queue, deadline);
@@ -142,10 +145,11 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn land(&mut self, place: u64, answer: Result<Answer, NoAnswer>) {
+    fn land(&mut self, place: u64, answer: Option<Result<Answer, NoAnswer>>) {
         // Not there any more: its deadline had passed.
         let Some(flying) = self.flying.remove(&place) else { return };
-        let Flying { message, began, deadline, span } = flying;
+        let Flying { message, _waited_for, began, deadline, span } = flying;
+        let answer = answer.unwrap_or_else(|| Err(self.bulk.closed(&message)));
         match self.producer.seen(&message, began, answer) {
             Ok(Answer::Confirmed) => self.end(place, &span, Ok(())),
             Ok(answer) => {
@@ -167,7 +171,7 @@ impl<'a> Run<'a> {
         let due = self.flying.iter().filter(|(_, flying)| flying.deadline <= now);
         for place in due.map(|(place, _)| *place).collect::<Vec<_>>() {
             let silence = self.bulk.leave(&self.flying[&place].message);
-            self.land(place, Err(silence));
+            self.land(place, Some(Err(silence)));
         }
         let next = self.flying.values().map(|flying| flying.deadline).min();
         next.unwrap_or_else(|| self.producer.deadline())

@@ -180,7 +180,7 @@ impl<S: Send + Sync + 'static> App<S> {
         let chain = Next::new(Arc::clone(&self.middleware), ready);
         let run = AssertUnwindSafe(async move { chain.run(given).await }).catch_unwind();
         let timed = time::timeout_at(cx.deadline(), run);
-        match unless_cancelled(cx.stop(), timed).await {
+        match cx.stop().run_until_cancelled(timed).await {
             None => Outcome::Cancelled,
             Some(Err(_)) => Outcome::TimedOut(timeout),
             Some(Ok(Err(panic))) => Outcome::Panicked(panic_message(panic.as_ref())),
@@ -199,22 +199,6 @@ impl<S: Send + Sync + 'static> App<S> {
         let mut known: Vec<_> = self.registry.iter().map(|handler| handler.kind.as_str()).collect();
         known.sort_unstable();
         format!("no handler for kind `{kind}` in this worker, which knows {}", known.join(", "))
-    }
-}
-
-/// As `run_until_cancelled`, which registers for the cancellation even where the future is done at
-/// once: all jobs of a queue would do so at one lock.
-async fn unless_cancelled<T>(
-    cancelled: &CancellationToken,
-    future: impl Future<Output = T>,
-) -> Option<T> {
-    if cancelled.is_cancelled() {
-        return None;
-    }
-    tokio::select! {
-        biased;
-        done = future => Some(done),
-        () = cancelled.cancelled() => None,
     }
 }
 

@@ -30,10 +30,10 @@ use crate::telemetry::ConnectionMeter;
 
 /// How long a host is listened to that does not speak AMQP with us.
 const LISTEN: Duration = Duration::from_secs(2);
-/// RabbitMQ's default. Told it from the beginning, the client library makes its buffers, 32 frames
+/// RabbitMQ's default, and what we say that we take. Told it from the beginning, the client library makes its buffers, 32 frames
 /// for each direction, at once, and the system hands out their memory as it is used. Told by the
 /// broker, it makes them longer, and writes to all of it.
-const USUAL_FRAME: u32 = 128 * 1024;
+pub(super) const USUAL_FRAME: usize = 128 * 1024;
 const CHANNEL_DEADLINE: Duration = Duration::from_secs(10);
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -229,12 +229,10 @@ async fn open(mut uri: AMQPUri, name: &str, access: Arc<Access>) -> Result<Wire,
             uri.authority.userinfo.password = password;
         }
     }
-    let unsaid = uri.query.frame_max.is_none();
-    if unsaid {
-        uri.query.frame_max = Some(USUAL_FRAME);
-    }
+    // Nobody else sets it: see `Config::new`.
+    uri.query.frame_max = Some(USUAL_FRAME as u32);
     let (connection, returned) = log_in(&uri, name, &access).await?;
-    if unsaid && returned.frame_max() > USUAL_FRAME as usize {
+    if returned.frame_max() > USUAL_FRAME {
         // One message with headers that need a longer frame would end the connection.
         _ = time::timeout(CLOSE_DEADLINE, connection.close(200, "frames are longer here".into()))
             .await;

@@ -158,12 +158,12 @@ pub(super) fn message_id(frame: &[u8]) -> Option<Vec<u8>> {
     frame.get(reader.at..reader.at + usize::from(length)).map(<[u8]>::to_vec)
 }
 
-/// The longest frame that this connection may carry, if this is the frame that says so.
+/// The longest frame that the broker sends, if this is the frame that says so; 0: as long as we say.
 pub(super) fn frame_max(frame: &[u8]) -> Option<usize> {
     // connection.tune: channels, frame size, heartbeat
     let tune = frame.strip_prefix(&[METHOD, 0, 0, 0, 0, 0, 12, 0, 10, 0, 30])?;
     let bytes = tune.get(2..6)?.try_into().ok()?;
-    usize::try_from(u32::from_be_bytes(bytes)).ok().filter(|most| *most > 0)
+    usize::try_from(u32::from_be_bytes(bytes)).ok()
 }
 
 /// Whether this is the frame with which the broker opens the connection.

@@ -2,7 +2,7 @@
 //! In: messages, each with a deadline. Out: one verdict each. What a lost connection leaves without
 //! a verdict is sent again under the same id until its deadline.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
@@ -97,18 +97,33 @@ pub(crate) struct Request {
 #[derive(Debug)]
 enum Ear {
     One(oneshot::Sender<Result<Answer, NoAnswer>>),
-    /// A caller of many, with the place that the message has there.
-    Many(u64, mpsc::UnboundedSender<Landed>),
+    Many(Seat),
 }
 
-/// The verdict of the message at this place.
-pub(crate) type Landed = (u64, Result<Answer, NoAnswer>);
+/// The place of a message at a caller of many, which learns also that there will be no verdict.
+#[derive(Debug)]
+struct Seat {
+    place: u64,
+    caller: mpsc::UnboundedSender<Landed>,
+    told: bool,
+}
+
+/// The verdict of the message at this place; `None`: the producer was closed.
+pub(crate) type Landed = (u64, Option<Result<Answer, NoAnswer>>);
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        if !self.told {
+            _ = self.caller.send((self.place, None));
+        }
+    }
+}
 
 impl Ear {
     fn is_closed(&self) -> bool {
         match self {
             Self::One(caller) => caller.is_closed(),
-            Self::Many(_, caller) => caller.is_closed(),
+            Self::Many(seat) => seat.caller.is_closed(),
         }
     }
 
@@ -116,7 +131,10 @@ impl Ear {
     fn tell(self, answer: Result<Answer, NoAnswer>) {
         match self {
             Self::One(caller) => _ = caller.send(answer),
-            Self::Many(place, caller) => _ = caller.send((place, answer)),
+            Self::Many(mut seat) => {
+                seat.told = true;
+                _ = seat.caller.send((seat.place, Some(answer)));
+            }
         }
     }
 }
@@ -130,27 +148,28 @@ impl Claim {
     const WAITING: u8 = 0;
     const SENT: u8 = 1;
     const GONE: u8 = 2;
+    const LEFT: u8 = 3;
 
-    /// The lane is about to send it. `false`: the caller has gone.
+    /// The lane is about to send it, for the first time or again. `false`: the caller has gone.
     fn send(&self) -> bool {
-        self.settle(Self::SENT) != Self::GONE
+        self.step(Self::WAITING, Self::SENT).is_ok() || !self.is_left()
     }
 
     /// The caller goes. `true`: it was sent before.
     fn leave(&self) -> bool {
-        self.settle(Self::GONE) == Self::SENT
+        if self.step(Self::WAITING, Self::GONE).is_ok() {
+            return false;
+        }
+        _ = self.step(Self::SENT, Self::LEFT);
+        self.0.load(Ordering::Acquire) == Self::LEFT
     }
 
     fn is_left(&self) -> bool {
-        self.0.load(Ordering::Acquire) == Self::GONE
+        matches!(self.0.load(Ordering::Acquire), Self::GONE | Self::LEFT)
     }
 
-    fn settle(&self, state: u8) -> u8 {
-        let (success, failure) = (Ordering::AcqRel, Ordering::Acquire);
-        match self.0.compare_exchange(Self::WAITING, state, success, failure) {
-            Ok(_) => state,
-            Err(first) => first,
-        }
+    fn step(&self, from: u8, to: u8) -> Result<u8, u8> {
+        self.0.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
     }
 }
 
@@ -162,9 +181,10 @@ impl Publisher {
             waiting,
             fresh: Vec::with_capacity(BATCH),
             again: VecDeque::new(),
+            namesakes: VecDeque::new(),
             window: None,
             verdicts: Vec::new(),
-            alone: false,
+            most: None,
         };
         io::handle().spawn(lane.run());
         let room = Arc::new(Semaphore::new(ROOM));
@@ -186,7 +206,7 @@ impl Publisher {
         };
         match time::timeout_at(deadline, wait).await {
             Ok(Some(answer)) => answer,
-            Ok(None) => Err(self.no_answer(message, "the producer was closed")),
+            Ok(None) => Err(self.closed(message)),
             Err(_) => Err(self.overdue(message)),
         }
     }
@@ -194,7 +214,7 @@ impl Publisher {
     /// Begins to publish many, whose verdicts come together.
     pub(crate) fn bulk(&self) -> Bulk {
         let (ear, verdicts) = mpsc::unbounded_channel();
-        Bulk { publisher: self.clone(), ear, verdicts, _caller: self.callers.token() }
+        Bulk { publisher: self.clone(), ear, verdicts }
     }
 
     /// Waits until nobody waits for a verdict any more, at most until `deadline`.
@@ -205,6 +225,10 @@ impl Publisher {
 
     fn overdue(&self, message: &Message) -> NoAnswer {
         self.no_answer(message, "the broker did not confirm it")
+    }
+
+    fn closed(&self, message: &Message) -> NoAnswer {
+        self.no_answer(message, "the producer was closed")
     }
 
     fn no_answer(&self, message: &Message, otherwise: &str) -> NoAnswer {
@@ -231,17 +255,16 @@ pub(crate) struct Bulk {
     publisher: Publisher,
     ear: mpsc::UnboundedSender<Landed>,
     verdicts: mpsc::UnboundedReceiver<Landed>,
-    _caller: TaskTrackerToken,
 }
 
 impl Bulk {
-    /// Hands over a message whose verdict will name this place. `false`: there is no room now.
-    pub(crate) fn post(&self, place: u64, message: &Arc<Message>) -> bool {
-        let room = Arc::clone(&self.publisher.room).try_acquire_many_owned(weight(message));
-        room.is_ok_and(|room| {
-            let ear = Ear::Many(place, self.ear.clone());
-            self.publisher.requests.send(Request::new(message, ear, room)).is_ok()
-        })
+    /// Hands over a message whose verdict will name this place, and which is waited for as long as
+    /// the token is kept. `None`: there is no room now.
+    pub(crate) fn post(&self, place: u64, message: &Arc<Message>) -> Option<TaskTrackerToken> {
+        let room = Arc::clone(&self.publisher.room).try_acquire_many_owned(weight(message)).ok()?;
+        let ear = Ear::Many(Seat { place, caller: self.ear.clone(), told: false });
+        self.publisher.requests.send(Request::new(message, ear, room)).ok()?;
+        Some(self.publisher.callers.token())
     }
 
     /// Waits for verdicts; cancel-safe.
@@ -253,6 +276,11 @@ impl Bulk {
     pub(crate) fn leave(&self, message: &Message) -> NoAnswer {
         self.publisher.overdue(message)
     }
+
+    /// There will be no verdict on this message.
+    pub(crate) fn closed(&self, message: &Message) -> NoAnswer {
+        self.publisher.closed(message)
+    }
 }
 
 /// The one task that owns the publishing channel.
@@ -263,10 +291,12 @@ struct Lane {
     fresh: Vec<Request>,
     /// Taken, but not in flight.
     again: VecDeque<Request>,
+    /// Those whose id is in flight already, before those in `again`.
+    namesakes: VecDeque<Request>,
     window: Option<Window>,
     verdicts: Vec<(Request, Sent)>,
-    /// The broker closed the channel over one message of several: one by one until it is found.
-    alone: bool,
+    /// The broker closed the channel over one of several messages: so few at once until it is found.
+    most: Option<usize>,
 }
 
 impl Lane {
@@ -280,6 +310,7 @@ impl Lane {
             } else if self.link.is_over() {
                 // There will be no answer, and no pause before the next try either: whoever
                 // waits learns it by losing the request.
+                self.namesakes.clear();
                 self.again.clear();
             }
         }
@@ -290,12 +321,21 @@ impl Lane {
         if self.in_flight() {
             return true;
         }
+        self.recall();
         self.again.retain(|next| !next.ear.is_closed() && !next.message.claim.is_left());
         if self.again.is_empty() {
-            self.alone = false;
+            self.most = None;
             self.take().await;
         }
         !self.again.is_empty()
+    }
+
+    /// Namesakes are to be looked at again.
+    fn recall(&mut self) {
+        if !self.namesakes.is_empty() {
+            self.namesakes.append(&mut self.again);
+            std::mem::swap(&mut self.namesakes, &mut self.again);
+        }
     }
 
     fn in_flight(&self) -> bool {
@@ -339,24 +379,28 @@ impl Lane {
         Some(Window::new(opened))
     }
 
-    /// Sends what waits, up to the first message whose id is in flight already, because returns are
-    /// told apart by id.
+    /// Sends what waits, but for messages whose id is in flight already, because returns are told
+    /// apart by id.
     fn launch(&mut self) {
+        self.recall();
         let Some(window) = self.window.as_mut().filter(|window| window.is_sound()) else { return };
         if self.link.is_blocked() {
             return;
         }
-        if self.again.is_empty() && !self.alone {
+        if self.again.is_empty() && self.most.is_none() {
             // While verdicts come in there is always something to do: look for new messages too.
             let fresh = std::iter::from_fn(|| self.waiting.try_recv().ok());
             self.again.extend(fresh.take(BATCH));
         }
-        while let Some(next) = self.again.front()
-            && (!self.alone || window.is_empty())
-            && !window.has(&next.message.envelope.id)
+        let mut passed_over = HashSet::new();
+        while self.most.is_none_or(|most| window.len() < most)
             && let Some(request) = self.again.pop_front()
         {
-            if request.message.claim.send() {
+            let id = window.hash(&request.message.envelope.id);
+            if window.has(id) || passed_over.contains(&id) {
+                passed_over.insert(id);
+                self.namesakes.push_back(request);
+            } else if request.message.claim.send() {
                 window.launch(request);
             }
         }
@@ -367,7 +411,7 @@ impl Lane {
         let Some(window) = self.window.as_mut().filter(|window| !window.is_empty()) else { return };
         let (link, fresh) = (&self.link, &mut self.fresh);
         let takes = self.again.is_empty()
-            && !self.alone
+            && self.most.is_none()
             && !self.waiting.is_closed()
             && window.is_sound()
             && !link.is_blocked();
@@ -386,7 +430,7 @@ impl Lane {
         let Some(window) = &mut self.window else { return };
         window.verdicts(&mut self.verdicts);
         let is_unknown = |sent: &Sent| matches!(sent, Sent::Unknown(_));
-        let only_one = self.verdicts.iter().filter(|(_, sent)| is_unknown(sent)).count() == 1;
+        let in_question = self.verdicts.iter().filter(|(_, sent)| is_unknown(sent)).count();
         let mut unknown = VecDeque::new();
         for (mut request, sent) in self.verdicts.drain(..) {
             let answer = match sent {
@@ -396,10 +440,13 @@ impl Lane {
                 Sent::Unknown(fault) => {
                     // Also after silence: the late confirms must not be taken for later ones.
                     self.window = None;
-                    if fault.closes_channel_only() && only_one {
+                    if fault.closes_channel_only() && in_question == 1 {
+                        self.most = None;
                         Answer::Objected(fault)
                     } else {
-                        self.alone |= fault.closes_channel_only();
+                        if fault.closes_channel_only() {
+                            self.most = Some((in_question / 2).max(1));
+                        }
                         request.doubtful |=
                             matches!(fault, Fault::Connection(_) | Fault::Silent(_));
                         request.tried |= !matches!(fault, Fault::Closed(_));

@@ -18,6 +18,7 @@ use lapin::tcp::AsyncTcpStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tracing::warn;
 
+use super::connection::USUAL_FRAME;
 use super::mend::{self, HEAD, mend, shorten};
 use super::returned::Returned;
 use super::tls::Stream;
@@ -174,7 +175,7 @@ impl Frames {
         if self.frame_max.is_none()
             && let Some(most) = mend::frame_max(frame)
         {
-            self.frame_max = Some(most);
+            self.frame_max = Some(if most == 0 { USUAL_FRAME } else { most });
             self.returned.tuned(most);
         }
         self.opened = self.opened || mend::lets_us_in(frame);

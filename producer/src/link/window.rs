@@ -49,9 +49,9 @@ pub(crate) struct Window {
     returned: Arc<Returned>,
     /// In the order in which they were sent.
     flying: VecDeque<Flight>,
-    landed: Vec<(Request, Result<Confirmation, Fault>)>,
-    /// Hashes of the ids in flight: returns are told apart by id. Two ids of one hash only wait for
-    /// each other.
+    landed: Vec<Landed>,
+    /// Hashes of the ids without a verdict: returns are told apart by id. Two ids of one hash only
+    /// wait for each other.
     ids: HashSet<u64>,
     hasher: RandomState,
     /// Futures whose memory is used again.
@@ -60,6 +60,12 @@ pub(crate) struct Window {
     looked: Instant,
     /// Time in which the broker read what we sent.
     clock: Duration,
+}
+
+struct Landed {
+    request: Request,
+    id: u64,
+    outcome: Result<Confirmation, Fault>,
 }
 
 struct Flight {
@@ -100,9 +106,19 @@ impl Window {
         self.channel.status().connected() && self.age() < PATIENCE - LAST_CALL
     }
 
+    /// How many have no verdict yet.
+    pub(crate) fn len(&self) -> usize {
+        self.flying.len() + self.landed.len()
+    }
+
+    /// What ids are told apart by here.
+    pub(crate) fn hash(&self, id: &str) -> u64 {
+        self.hasher.hash_one(id)
+    }
+
     /// Whether a message with this id is in flight.
-    pub(crate) fn has(&self, id: &str) -> bool {
-        self.ids.contains(&self.hasher.hash_one(id))
+    pub(crate) fn has(&self, hash: u64) -> bool {
+        self.ids.contains(&hash)
     }
 
     /// Sends a message that has no namesake in flight.
@@ -119,13 +135,16 @@ impl Window {
             }
             None => ReusableBoxFuture::new(publish),
         };
-        let id = self.hasher.hash_one(&request.message.envelope.id);
+        let id = self.hash(&request.message.envelope.id);
+        self.ids.insert(id);
         // The first poll puts it into the client library's hands. Nobody needs to be woken when it
         // is written: the first in flight alone is waited for.
         match confirm.poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(outcome) => self.landed.push((request, outcome.map_err(Fault::from))),
+            Poll::Ready(outcome) => {
+                let outcome = outcome.map_err(Fault::from);
+                self.landed.push(Landed { request, id, outcome });
+            }
             Poll::Pending => {
-                self.ids.insert(id);
                 self.flying.push_back(Flight { request, id, confirm, sent: self.clock });
             }
         }
@@ -152,13 +171,22 @@ impl Window {
     /// channel is not to be used again.
     pub(crate) fn verdicts(&mut self, into: &mut Vec<(Request, Sent)>) {
         self.attribute(into);
-        let unknown = into.iter().find_map(|(_, sent)| match sent {
-            Sent::Unknown(fault) => Some(fault.clone()),
-            _ => None,
-        });
-        let silent = (self.age() >= PATIENCE)
-            .then(|| Fault::Silent(humantime::format_duration(PATIENCE).to_string()));
-        if let Some(fault) = unknown.or(silent) {
+        let faults = || {
+            into.iter().filter_map(|(_, sent)| match sent {
+                Sent::Unknown(fault) => Some(fault),
+                _ => None,
+            })
+        };
+        let fault = match faults().find(|fault| !matches!(fault, Fault::Closed(_))) {
+            Some(fault) => Some(fault.clone()),
+            // Refused before it was sent, which says nothing of those that were.
+            None if faults().next().is_some() => {
+                Some(Fault::Connection("the channel ended before the confirm".to_owned()))
+            }
+            None => (self.age() >= PATIENCE)
+                .then(|| Fault::Silent(humantime::format_duration(PATIENCE).to_string())),
+        };
+        if let Some(fault) = fault {
             self.abandon(&fault);
             self.attribute(into);
         }
@@ -192,9 +220,9 @@ impl Window {
     }
 
     fn landed(&mut self, flight: Flight, outcome: Outcome) {
-        self.ids.remove(&flight.id);
         self.spare.push(flight.confirm);
-        self.landed.push((flight.request, outcome.map_err(Fault::from)));
+        let outcome = outcome.map_err(Fault::from);
+        self.landed.push(Landed { request: flight.request, id: flight.id, outcome });
     }
 
     /// Nothing more comes, but for verdicts that are there already.
@@ -204,16 +232,15 @@ impl Window {
                 Poll::Ready(outcome) => outcome.map_err(Fault::from),
                 Poll::Pending => Err(fault.clone()),
             };
-            self.landed.push((flight.request, outcome));
+            self.landed.push(Landed { request: flight.request, id: flight.id, outcome });
         }
-        self.ids.clear();
     }
 
     /// Whether a message was returned is asked by its id: the confirm that the client library hangs
     /// a return on is another one's whenever the broker acks several at once.
     fn attribute(&mut self, into: &mut Vec<(Request, Sent)>) {
-        let (returned, channel) = (&self.returned, self.channel.id());
-        into.extend(self.landed.drain(..).map(|(request, outcome)| {
+        let (returned, channel, ids) = (&self.returned, self.channel.id(), &mut self.ids);
+        into.extend(self.landed.drain(..).map(|Landed { request, id, outcome }| {
             let fate = || returned.fate(channel, &request.message.envelope.id);
             let sent = match outcome {
                 Ok(Confirmation::NotRequested) => {
@@ -229,6 +256,8 @@ impl Window {
                 },
                 Err(fault) => Sent::Unknown(fault),
             };
+            // Not sooner: a namesake's return would be taken for this one's.
+            ids.remove(&id);
             (request, sent)
         }));
     }

@@ -103,3 +103,36 @@ async fn with_no_broker_at_all_it_takes_no_more_than_a_thousand() {
     assert_eq!((error.confirmed, error.stopped_at), (0, Some(1_000)));
     assert_eq!(taken.into_inner(), 1_000);
 }
+
+#[tokio::test]
+async fn a_producer_that_is_refused_ends_it_before_any_deadline() {
+    let broker = broker().await;
+    let url = format!("amqp://guest:hush@{}/%2f", broker.address());
+    let config = through(&url, &broker.config()).publish_deadline(Duration::from_secs(3_600));
+    let producer = Producer::new(&config.access_patience(Duration::ZERO));
+    let jobs = stream::iter((0..10).map(note)).chain(stream::pending());
+    let error = within("an end", producer.publish_all(jobs)).await.unwrap_err();
+    assert_eq!((error.confirmed, error.failed, error.stopped_at), (0, 10, Some(10)));
+    let (_, first) = &error.failures[0];
+    assert!(first.to_string().contains("ACCESS_REFUSED"), "{first}");
+}
+
+#[tokio::test]
+async fn a_stream_that_waits_does_not_hold_up_the_close_of_its_producer() {
+    let broker = broker().await;
+    let config = broker.config().publish_deadline(Duration::from_secs(3_600));
+    let producer = Producer::new(&config);
+    producer.declare("notes", Default::default()).await.unwrap();
+    let (taken, mut seen) = tokio::sync::mpsc::unbounded_channel();
+    let jobs = stream::iter((0..10).map(note)).chain(stream::once(async move {
+        taken.send(()).unwrap();
+        std::future::pending().await
+    }));
+    let (ours, plain) = (producer.clone(), Plain::at(broker.url()).await);
+    let publishing = tokio::spawn(async move { ours.publish_all(jobs).await });
+    within("the wait", seen.recv()).await.unwrap();
+    let queue = broker.config().topology().queue("notes");
+    assert_eq!(within("ten jobs", plain.take(&queue, 10)).await.len(), 10);
+    within("the close", producer.close()).await;
+    publishing.abort();
+}

@@ -5,7 +5,7 @@
 use std::any::Any;
 use std::collections::HashMap;
 use std::fmt;
-use std::panic::{AssertUnwindSafe, resume_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -78,6 +78,8 @@ enum Stage {
     /// It could begin, but all places are taken.
     Queued,
     Begun(Begun),
+    /// Its places are for others now, whoever may still hold a seat.
+    Over,
 }
 
 /// What a batch's jobs are told when it begins.
@@ -136,12 +138,13 @@ impl<S: Send + Sync + 'static> Gathering<S> {
     /// Takes a seat in the batch that is filling, or opens one, whose keeper becomes one of `tasks`.
     pub(super) fn join(self: &Arc<Self>, tasks: &TaskTracker) -> Seat<S> {
         let mut open = locked(&self.open);
-        let batch = open.get_or_insert_with(|| {
-            let batch = Arc::new(Batch::new());
-            tasks.spawn(Arc::clone(self).keep(Arc::clone(&batch)));
-            batch
-        });
+        let is_new = open.is_none();
+        let batch = open.get_or_insert_with(|| Arc::new(Batch::new()));
         let (seat, full) = Batch::join(batch, self.options.size);
+        if is_new {
+            // Not before its first job is there: a keeper of nobody waits for another.
+            tasks.spawn(Arc::clone(self).keep(Arc::clone(batch)));
+        }
         if full {
             *open = None;
         }
@@ -174,6 +177,7 @@ impl<S: Send + Sync + 'static> Gathering<S> {
             drop(without_a_result);
         }
         // Not before the function has ended or was dropped.
+        batch.stage.send_replace(Stage::Over);
         drop(places);
     }
 
@@ -228,9 +232,11 @@ impl<S: Send + Sync + 'static> Gathering<S> {
         // They come from the middleware.
         batch.until(|books| books.expected == 0).await;
         let handed = std::mem::take(&mut batch.books().handed);
-        // Who was cancelled meanwhile is not run.
-        let waiting = handed.into_iter().filter(|(_, answer)| !answer.is_closed());
-        let (jobs, answers): (Vec<_>, Vec<_>) = waiting.unzip();
+        // Who was cancelled meanwhile is not run. A payload may panic when it is dropped.
+        let (gone, waiting): (Vec<_>, Vec<_>) =
+            handed.into_iter().partition(|(_, answer)| answer.is_closed());
+        _ = catch_unwind(AssertUnwindSafe(|| drop(gone)));
+        let (jobs, answers): (Vec<_>, Vec<_>) = waiting.into_iter().unzip();
         let Some(any) = jobs.first().map(|handed| handed.cx.clone()) else { return };
         self.sizes.record(jobs.len() as f64);
         let span = function::span(batch.number, &jobs);
@@ -253,14 +259,18 @@ fn tell(
     answers: Vec<oneshot::Sender<Answer>>,
     ended: Result<JobResult<Vec<JobResult<Output>>>, Box<dyn Any + Send>>,
 ) {
-    let results: Vec<Answer> = match ended {
-        Ok(Ok(results)) => results.into_iter().map(Ok).collect(),
-        Ok(Err(error)) => answers.iter().map(|_| Ok(Err(error.again()))).collect(),
-        Err(panic) => {
-            let text = panic_text(panic.as_ref());
-            answers.iter().map(|_| Err(text.clone())).collect()
-        }
+    let results = match ended {
+        Ok(Ok(results)) => Ok(results.into_iter().map(Ok).collect::<Vec<Answer>>()),
+        // It is written out, and its `Display` may panic.
+        Ok(Err(error)) => catch_unwind(AssertUnwindSafe(|| {
+            answers.iter().map(|_| Ok(Err(error.again()))).collect::<Vec<_>>()
+        })),
+        Err(panic) => Err(panic),
     };
+    let results = results.unwrap_or_else(|panic| {
+        let text = panic_text(panic.as_ref());
+        answers.iter().map(|_| Err(text.clone())).collect()
+    });
     for (answer, result) in answers.into_iter().zip(results) {
         // One that was cancelled no longer waits.
         answer.send(result).ok();
@@ -333,7 +343,7 @@ impl<S: Send + Sync + 'static> Seat<S> {
         let mut stage = self.batch.stage.subscribe();
         tokio::select! {
             biased;
-            begun = stage.wait_for(|stage| matches!(stage, Stage::Begun(_))) => {
+            begun = stage.wait_for(|stage| matches!(stage, Stage::Begun(_) | Stage::Over)) => {
                 return begun.ok()?.begun();
             }
             () = hurry => {}
@@ -387,7 +397,7 @@ impl Stage {
     fn begun(&self) -> Option<Begun> {
         match self {
             Self::Begun(begun) => Some(begun.clone()),
-            Self::Filling | Self::Queued => None,
+            Self::Filling | Self::Queued | Self::Over => None,
         }
     }
 }

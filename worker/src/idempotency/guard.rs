@@ -8,7 +8,7 @@ use forebay_producer::Envelope;
 use forebay_producer::link::after;
 use tokio::task::JoinHandle;
 use tokio::time::{self, Instant};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{Instrument, Span, error, info, warn};
 
 use super::Idempotency;
@@ -35,7 +35,8 @@ pub(crate) struct Guard {
     stop: CancellationToken,
     /// Another run has the claim, or may have it.
     lost: CancellationToken,
-    over: CancellationToken,
+    /// Ends the heartbeat, also where this is dropped by somebody's panic: then the lease passes.
+    over: DropGuard,
     heartbeat: JoinHandle<()>,
 }
 
@@ -97,6 +98,7 @@ impl Guard {
             over: over.clone(),
         };
         let beat = beat.run(asked_at).instrument(Span::current());
+        let over = over.drop_guard();
         Self { rules, key, number, stop, lost, over, heartbeat: tokio::spawn(beat) }
     }
 
@@ -184,7 +186,7 @@ impl Guard {
     }
 
     async fn end_heartbeat(self) {
-        self.over.cancel();
+        drop(self.over);
         // At most as long as one call may take. A panic in a store ends its heartbeat only.
         _ = self.heartbeat.await;
     }

@@ -493,6 +493,28 @@ async fn a_middleware_that_leaves_a_batch_to_a_task_does_not_keep_its_place_for_
 }
 
 #[tokio::test]
+async fn a_middleware_that_never_hands_in_a_job_does_not_keep_the_place_of_its_batch() {
+    async fn never(cx: Context<Notes>, next: Next<Notes>) -> JobResult<Output> {
+        let first = cx.attempt() == 1;
+        tokio::spawn(async move {
+            if first {
+                std::future::pending::<()>().await;
+            }
+            next.run(cx).await
+        })
+        .await?
+    }
+    let notes = Notes::default();
+    let options = quick(2).timeout(Duration::from_millis(300));
+    let worker = on_default(notes.clone()).middleware(never);
+    let mut bench = Bench::start(worker.handle_batch_with(options, of(1), noting)).await;
+    bench.producer.publish(&work(0)).await.unwrap();
+    bench.until("the second attempt is done", |summary| summary.succeeded == 1).await;
+    assert_eq!(notes.all(), ["1: 0#2"]);
+    assert_eq!(bench.drain().await.retried, 1);
+}
+
+#[tokio::test]
 async fn a_job_that_is_not_signed_takes_no_room_and_retries_of_a_batch_stay_signed() {
     let keys = || SigningKeys::parse("one=0123456789abcdef0123456789abcdef").unwrap();
     async fn handler(items: Vec<Item>, cx: BatchContext<Notes>) -> BatchResult {
