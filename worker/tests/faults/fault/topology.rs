@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use fastrand::Rng;
-use forebay_producer::{Delay, Job as _};
+use forebay_producer::wire::topology::{Declaration, Target};
+use forebay_producer::{Delay, Job as _, QueueType};
 use futures_util::FutureExt;
 use lapin::options::{
     BasicPublishOptions, ConfirmSelectOptions, ExchangeDeleteOptions, QueueDeleteOptions,
     QueuePurgeOptions,
 };
+use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::time;
 
@@ -21,7 +23,7 @@ use crate::workload::{Mix, Plan, Script, Step};
 pub(super) const FAULTS: &[Fault] = &[
     Fault::new(
         "queue deleted under its consumers",
-        "What the queue had out is gone with it; what was on its way through the ladder is not.",
+        "What the queue had out is gone with it, and what comes to it in that moment; what is on its way through the ladder is not.",
         |site, rng| deleted(site, rng).boxed_local(),
     ),
     Fault::new("queue deleted with delayed jobs on their way", "None.", |site, rng| {
@@ -110,16 +112,34 @@ async fn delete_queue(site: &Site) -> anyhow::Result<()> {
     Ok(())
 }
 
+async fn unbind_queue(site: &Site) -> anyhow::Result<()> {
+    let (link, channel) = site.plain_channel().await?;
+    let topology = site.topology();
+    for declaration in topology.for_queue("default", QueueType::Quorum) {
+        if let Declaration::Binding { from, to: Target::Queue(queue), key } = declaration
+            && queue == topology.queue("default")
+        {
+            let (queue, from, key) = (queue.into(), from.into(), key.into());
+            channel.queue_unbind(queue, from, key, FieldTable::default()).await?;
+        }
+    }
+    link.close().await;
+    Ok(())
+}
+
 /// How many messages the broker says were ready.
 async fn delete(channel: &Channel, queue: &str) -> anyhow::Result<u64> {
     let ready = channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await?;
     Ok(u64::from(ready))
 }
 
-/// Nobody declares the queue again before the delays are over: the jobs lie among the unrouted.
+/// Nobody declares the queue again before the delays are over: the jobs lie among the unrouted. It is
+/// unbound first, as `forebay topology delete` does: what came to it between the broker's count and
+/// its end would be gone uncounted.
 async fn deleted_under_delayed(site: &mut Site, rng: &mut Rng) -> anyhow::Result<()> {
     site.all_published().await;
     site.dismiss_all().await?;
+    unbind_queue(site).await?;
     delete_queue(site).await?;
     site.a_while(rng, 0..1_500).await;
     site.healed();
