@@ -23,7 +23,8 @@ use crate::workload::{Mix, Plan, Script, Step};
 pub(super) const FAULTS: &[Fault] = &[
     Fault::new(
         "queue deleted under its consumers",
-        "What the queue had out is gone with it, and what comes to it in that moment; what is on its way through the ladder is not.",
+        "What the queue had out is gone with it, and what comes to it in that moment; what is on its \
+         way through the ladder is not.",
         |site, rng| deleted(site, rng).boxed_local(),
     ),
     Fault::new("queue deleted with delayed jobs on their way", "None.", |site, rng| {
