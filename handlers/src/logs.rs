@@ -188,12 +188,16 @@ impl Visit for Fields {
 
 impl Fields {
     fn put(&mut self, field: &Field, value: impl Into<Value>) {
-        self.put_all(Self(vec![(field.name(), value.into())]));
+        self.put_one(field.name(), value.into());
     }
 
     fn put_all(&mut self, more: Self) {
-        self.0.retain(|(name, _)| more.0.iter().all(|(newer, _)| newer != name));
-        self.0.extend(more.0);
+        more.0.into_iter().for_each(|(name, value)| self.put_one(name, value));
+    }
+
+    fn put_one(&mut self, name: &'static str, value: Value) {
+        self.take(name);
+        self.0.push((name, value));
     }
 
     fn take(&mut self, name: &str) -> Option<Value> {

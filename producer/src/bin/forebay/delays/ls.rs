@@ -215,11 +215,16 @@ fn for_people(sight: &Sight, forebay: &str) -> Result<(), Stop> {
         screen::say_table(header, rows.map(|((seen, state), level)| cells(level, seen, *state)))?;
     }
     let waiting = screen::count(ladder.waiting(), "job", "jobs");
-    let due = ladder.due().map(|due| format!(", {} due", screen::thousands(due)));
+    let due = match ladder.due() {
+        Some(due) => format!(", {} due", screen::thousands(due)),
+        None if states.iter().all(|state| *state == State::Fine) => String::new(),
+        None => ", beside those that are due, which only the management API counts: set \
+                 FOREBAY_MANAGEMENT_URL"
+            .to_owned(),
+    };
     let (levels, longest) = (u64::from(top) + 1, moment::short(left(top)));
     screen::say(format_args!(
-        "\n{waiting} waiting{}; {} for delays of less than {longest}",
-        due.unwrap_or_default(),
+        "\n{waiting} waiting{due}; {} for delays of less than {longest}",
         screen::count(levels, "level", "levels"),
     ))?;
     if sight.unrouted > 0 {

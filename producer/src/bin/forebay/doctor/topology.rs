@@ -188,6 +188,10 @@ impl Plan {
             let (level, then) = match id {
                 // A worker that consumes declares its queue only when it is not there.
                 "topology.binding" => (Level::Fault, "messages do not find their way"),
+                // Only those up to the highest that is there are looked at.
+                _ if these.iter().any(|one| self.is_a_level(one)) => {
+                    (Level::Fault, "delayed jobs that have to pass there stay on the levels above")
+                }
                 _ if self.may_declare => {
                     (Level::Warning, "the first worker or publish that needs it declares it")
                 }
@@ -200,6 +204,14 @@ impl Plan {
             findings.push(Finding::new(id, level, what).mend(self.apply(one)));
         }
         findings
+    }
+
+    fn is_a_level(&self, declaration: &Declaration) -> bool {
+        let (Declaration::Queue { name, .. } | Declaration::Exchange { name, .. }) = declaration
+        else {
+            return false;
+        };
+        matches!(self.role(name), Role::Level(_))
     }
 
     /// The job queue that a declaration is for, if it is for one.
@@ -417,6 +429,15 @@ mod tests {
         let plan = plan(false);
         let look = looks(&plan, "queue `shop.mail.dead`", &Look::Missing);
         assert_eq!(plan.findings(&look, true)[0].level, Level::Fault);
+    }
+
+    #[test]
+    fn a_level_that_is_missing_below_another_is_a_fault_whoever_may_declare() {
+        let plan = plan(true);
+        let look = looks(&plan, "queue `shop.delay.00`", &Look::Missing);
+        let findings = plan.findings(&look, true);
+        assert_eq!(findings[0].level, Level::Fault);
+        assert!(findings[0].what.contains("stay on the levels above"), "{}", findings[0].what);
     }
 
     #[test]
