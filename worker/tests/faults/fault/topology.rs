@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use fastrand::Rng;
+use forebay_producer::link::remove::Remover;
 use forebay_producer::wire::topology::{Declaration, Target};
 use forebay_producer::{Delay, Job as _, QueueType};
 use futures_util::FutureExt;
@@ -11,7 +12,6 @@ use lapin::options::{
     BasicPublishOptions, ConfirmSelectOptions, ExchangeDeleteOptions, QueueDeleteOptions,
     QueuePurgeOptions,
 };
-use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::time;
 
@@ -114,17 +114,14 @@ async fn delete_queue(site: &Site) -> anyhow::Result<()> {
 }
 
 async fn unbind_queue(site: &Site) -> anyhow::Result<()> {
-    let (link, channel) = site.plain_channel().await?;
-    let topology = site.topology();
+    let (remover, topology) = (Remover::new(&site.config()), site.topology());
+    let queue = Target::Queue(topology.queue("default"));
     for declaration in topology.for_queue("default", QueueType::Quorum) {
-        if let Declaration::Binding { from, to: Target::Queue(queue), key } = declaration
-            && queue == topology.queue("default")
-        {
-            let (queue, from, key) = (queue.into(), from.into(), key.into());
-            channel.queue_unbind(queue, from, key, FieldTable::default()).await?;
+        if matches!(&declaration, Declaration::Binding { to, .. } if *to == queue) {
+            remover.unbind(&declaration).await?;
         }
     }
-    link.close().await;
+    remover.close().await;
     Ok(())
 }
 
