@@ -10,7 +10,7 @@ use forebay_producer::link::declare::Declarer;
 use forebay_producer::link::fault::{ANSWER, Fault, answered};
 use forebay_producer::link::transition::{Action, Event, Phase, State};
 use forebay_producer::{Config, ConnectError, QueueType, TopologyError};
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use lapin::Consumer as Stream;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable};
@@ -28,6 +28,8 @@ use crate::status::{PAUSED, Status};
 
 /// How often a consumer without a connection says why.
 const LOOK: Duration = Duration::from_secs(1);
+/// How many deliveries are taken before anything else is looked at.
+const BURST: usize = 64;
 const FLUSH: Duration = Duration::from_secs(5);
 /// Understood by RabbitMQ 4.3 on quorum queues, ignored by older ones.
 const CONSUMER_TIMEOUT: &str = "x-consumer-timeout";
@@ -276,14 +278,24 @@ impl<S: Send + Sync + 'static> Consumer<S> {
                     return End::Lost(Fault::Channel(because));
                 }
                 delivery = life.stream.next() => delivery,
+                // Last: as long as deliveries come, jobs end.
+                () = self.intake.lane.relieved() => continue,
             };
-            match delivery {
-                Some(Ok(delivery)) => self.intake.take(&life.generation, delivery),
-                Some(Err(error)) => return End::Lost(error.into()),
-                None if life.generation.channel.status().connected() => {
-                    return End::Lost(Fault::Cancelled);
+            let mut next = Some(delivery);
+            for left in (0..BURST).rev() {
+                match next {
+                    None => break,
+                    Some(Some(Ok(delivery))) => self.intake.take(&life.generation, delivery),
+                    Some(Some(Err(error))) => return End::Lost(error.into()),
+                    Some(None) if life.generation.channel.status().connected() => {
+                        return End::Lost(Fault::Cancelled);
+                    }
+                    Some(None) => {
+                        return End::Lost(Fault::Channel("the channel closed".to_owned()));
+                    }
                 }
-                None => return End::Lost(Fault::Channel("the channel closed".to_owned())),
+                // None is fetched that would not be taken.
+                next = if left > 0 { life.stream.next().now_or_never() } else { None };
             }
         }
     }
@@ -348,6 +360,7 @@ async fn wind_down<S: Send + Sync + 'static>(life: Life, intake: Arc<Intake<S>>)
     generation.jobs.close();
     // Nobody reads the stream any more: see for ourselves whether the deliveries are still ours.
     while time::timeout(LOOK, generation.jobs.wait()).await.is_err() {
+        intake.lane.relieve();
         if !generation.channel.status().connected() {
             generation.lose();
         }

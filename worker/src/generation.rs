@@ -3,14 +3,14 @@
 //! that is said on it is believed: the broker has taken its deliveries back.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use forebay_producer::link::fault::{Fault, answered};
 use lapin::Channel;
 use lapin::options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions};
-use tokio::sync::mpsc;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
@@ -21,8 +21,9 @@ use crate::acker::{Acker, How, Order};
 
 /// How long finished jobs may stay unacknowledged behind a slow one.
 const HOLD: Duration = Duration::from_millis(50);
+/// How long finished jobs may wait for others to be acknowledged with.
+const LINGER: Duration = Duration::from_millis(5);
 const ANSWER: Duration = Duration::from_secs(5);
-const BATCH: usize = 1_024;
 
 /// One consumer on one channel.
 pub(crate) struct Generation {
@@ -33,9 +34,60 @@ pub(crate) struct Generation {
     pub(crate) giving_back: CancellationToken,
     /// What runs is to stop: lost, or the grace period is over.
     pub(crate) stop: CancellationToken,
-    /// The broker has taken the deliveries back.
-    lost: Arc<AtomicBool>,
-    settled: mpsc::UnboundedSender<(u64, How)>,
+    acks: Arc<Acks>,
+}
+
+/// What is settled and not yet said. The jobs keep the books themselves; the acknowledging task is
+/// woken only when there is something to say, or a clock to set.
+struct Acks {
+    books: Mutex<Books>,
+    changed: Notify,
+    lost: AtomicBool,
+    /// So many finished jobs are acknowledged at once.
+    share: usize,
+}
+
+struct Books {
+    acker: Acker,
+    orders: Vec<Order>,
+    /// The task knows that something waits, and for how long it may.
+    timed: bool,
+    over: bool,
+}
+
+impl Acks {
+    fn books(&self) -> MutexGuard<'_, Books> {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn settle(&self, tag: u64, how: How) {
+        if self.lost.load(Ordering::Acquire) {
+            return;
+        }
+        if self.books().settle(tag, how, self.share) {
+            self.changed.notify_one();
+        }
+    }
+}
+
+impl Books {
+    /// Whether the task is to look.
+    fn settle(&mut self, tag: u64, how: How, share: usize) -> bool {
+        let silent = self.orders.is_empty();
+        self.acker.settle(tag, how, &mut self.orders);
+        if self.acker.held() >= share {
+            self.acker.flush(&mut self.orders);
+        }
+        let waits = self.acker.held() > 0 && !std::mem::replace(&mut self.timed, true);
+        waits || (silent && !self.orders.is_empty())
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        self.acks.books().over = true;
+        self.acks.changed.notify_one();
+    }
 }
 
 impl Generation {
@@ -45,26 +97,28 @@ impl Generation {
         prefetch: u16,
         force: &CancellationToken,
     ) -> (Self, JoinHandle<()>) {
-        // Bounded by the prefetch: each outstanding tag is settled once.
-        let (settled, tags) = mpsc::unbounded_channel();
-        let lost = Arc::new(AtomicBool::new(false));
-        let task = tokio::spawn(acknowledge(channel.clone(), prefetch, tags, Arc::clone(&lost)));
+        let books =
+            Books { acker: Acker::new(prefetch), orders: Vec::new(), timed: false, over: false };
+        let acks = Arc::new(Acks {
+            books: Mutex::new(books),
+            changed: Notify::new(),
+            lost: AtomicBool::new(false),
+            share: usize::from(prefetch / 4).max(1),
+        });
+        let task = tokio::spawn(acknowledge(channel.clone(), Arc::clone(&acks)));
         let generation = Self {
             channel,
             jobs: TaskTracker::new(),
             giving_back: CancellationToken::new(),
             stop: force.child_token(),
-            lost,
-            settled,
+            acks,
         };
         (generation, task)
     }
 
-    /// Hands a settled tag to the acknowledging task; on a lost generation it goes nowhere.
+    /// Notes a settled tag; on a lost generation it goes nowhere.
     pub(crate) fn settle(&self, tag: u64, how: How) {
-        if !self.lost.load(Ordering::Acquire) {
-            _ = self.settled.send((tag, how));
-        }
+        self.acks.settle(tag, how);
     }
 
     /// Whether what was not started is to go back.
@@ -79,7 +133,7 @@ impl Generation {
 
     /// The broker has taken everything back: stop what runs, believe nothing.
     pub(crate) fn lose(&self) {
-        self.lost.store(true, Ordering::Release);
+        self.acks.lost.store(true, Ordering::Release);
         self.stop.cancel();
         self.jobs.close();
     }
@@ -88,39 +142,33 @@ impl Generation {
 impl fmt::Debug for Generation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Generation")
-            .field("lost", &self.lost.load(Ordering::Acquire))
+            .field("lost", &self.acks.lost.load(Ordering::Acquire))
             .finish_non_exhaustive()
     }
 }
 
 /// Ends when the generation is lost, or all its jobs are settled and it was dropped.
-async fn acknowledge(
-    channel: Channel,
-    prefetch: u16,
-    mut tags: mpsc::UnboundedReceiver<(u64, How)>,
-    lost: Arc<AtomicBool>,
-) {
-    let mut acker = Acker::new(prefetch);
-    let (mut batch, mut orders) = (Vec::with_capacity(BATCH), Vec::new());
-    // When what is held back goes out at the latest.
-    let mut due: Option<Instant> = None;
+async fn acknowledge(channel: Channel, acks: Arc<Acks>) {
+    let mut orders = Vec::new();
+    let mut clocks = Clocks::default();
     loop {
-        let taken = tags.recv_many(&mut batch, BATCH);
-        let more = match due {
-            None => taken.await > 0,
-            Some(due) => time::timeout_at(due, taken).await.map_or(true, |taken| taken > 0),
+        let over = {
+            let mut books = acks.books();
+            let Books { acker, orders: said, timed, over } = &mut *books;
+            let now = Instant::now();
+            if *over || clocks.is_held_too_long(now) {
+                acker.flush_all(said);
+            } else if clocks.have_lingered(now) {
+                acker.flush(said);
+                *timed = false;
+            }
+            *timed &= acker.held() > 0;
+            clocks.set(*timed, acker.held() > 0, now);
+            std::mem::swap(&mut orders, said);
+            *over
         };
-        for (tag, how) in batch.drain(..) {
-            acker.settle(tag, how, &mut orders);
-        }
-        if !more || due.is_some_and(|due| Instant::now() >= due) {
-            acker.flush_all(&mut orders);
-        } else {
-            acker.flush(&mut orders);
-        }
-        due = acker.holds_back().then(|| due.unwrap_or_else(|| Instant::now() + HOLD));
         for order in orders.drain(..) {
-            if lost.load(Ordering::Acquire) {
+            if acks.lost.load(Ordering::Acquire) {
                 return;
             }
             if let Err(fault) = send(&channel, order).await {
@@ -129,9 +177,42 @@ async fn acknowledge(
                 return;
             }
         }
-        if !more {
+        if over {
             return;
         }
+        match clocks.next() {
+            None => acks.changed.notified().await,
+            Some(at) => _ = time::timeout_at(at, acks.changed.notified()).await,
+        }
+    }
+}
+
+/// Until when what is finished may wait.
+#[derive(Default)]
+struct Clocks {
+    /// For others to go with.
+    linger: Option<Instant>,
+    /// Behind a slow one.
+    hold: Option<Instant>,
+}
+
+impl Clocks {
+    fn have_lingered(&self, now: Instant) -> bool {
+        self.linger.is_some_and(|at| at <= now)
+    }
+
+    fn is_held_too_long(&self, now: Instant) -> bool {
+        self.hold.is_some_and(|at| at <= now)
+    }
+
+    /// Each clock that runs goes on.
+    fn set(&mut self, lingers: bool, holds: bool, now: Instant) {
+        self.linger = lingers.then(|| self.linger.unwrap_or(now + LINGER));
+        self.hold = holds.then(|| self.hold.unwrap_or(now + HOLD));
+    }
+
+    fn next(&self) -> Option<Instant> {
+        self.linger.into_iter().chain(self.hold).min()
     }
 }
 

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +26,7 @@ use crate::context::{Context, LazyProducer};
 use crate::execute::App;
 use crate::generation::Generation;
 use crate::handler::Handler;
+use crate::lane::Lane;
 use crate::load::{self, Here, Load};
 use crate::meter::QueueMeter;
 use crate::running::Running;
@@ -45,6 +47,7 @@ pub(crate) struct Intake<S> {
     /// The broker's, as far as we were told; it counts from delivery.
     pub(crate) consumer_timeout: Duration,
     places: Arc<Semaphore>,
+    pub(crate) lane: Lane,
     pub(crate) pace: Option<Pace>,
     /// Of kinds whose handlers take batches.
     batches: HashMap<String, Arc<Gathering<S>>>,
@@ -69,6 +72,7 @@ impl<S: Send + Sync + 'static> Intake<S> {
             places,
             pace: options.rate.map(Pace::new),
             consumer_timeout,
+            lane: Lane::default(),
             queue,
             options,
             app,
@@ -79,21 +83,30 @@ impl<S: Send + Sync + 'static> Intake<S> {
         }
     }
 
-    /// Starts a task for one delivery. The prefetch bounds how many there are.
+    /// Starts one delivery: in the lane where jobs end as soon as they are begun, in a task of its
+    /// own elsewhere. The prefetch bounds how many there are.
     pub(crate) fn take(self: &Arc<Self>, generation: &Arc<Generation>, delivery: Delivery) {
         let (intake, mine) = (Arc::clone(self), Arc::clone(generation));
-        let tag = delivery.delivery_tag;
-        generation.jobs.spawn(async move {
+        let job = generation.jobs.track_future(async move {
+            let tag = delivery.delivery_tag;
             // Handlers are caught closer by; this is for what else is the user's: the `Display` of
             // an error, the `Drop` of a future. A delivery left open would cost a place for ever.
-            let mut span = Span::none();
-            let handled = AssertUnwindSafe(intake.handle(&mine, delivery, &mut span));
-            if handled.catch_unwind().await.is_err() {
-                let queue = &intake.queue;
-                error!(parent: &span, queue, "settling a job panicked; it is a dead letter now");
-                settle::reject(&mine, tag);
-            }
+            let watched = async {
+                let mut span = Span::none();
+                let handled = AssertUnwindSafe(intake.handle(&mine, delivery, &mut span));
+                if handled.catch_unwind().await.is_err() {
+                    let queue = &intake.queue;
+                    error!(parent: &span, queue, "settling a job panicked; it is a dead letter now");
+                    settle::reject(&mine, tag);
+                }
+            };
+            intake.lane.watch(pin!(watched)).await;
         });
+        if self.lane.is_worth_it() {
+            self.lane.push(Box::pin(job));
+        } else {
+            tokio::spawn(job);
+        }
     }
 
     /// Fills in the span of the job once it is looked at: it waits for its place outside of it.

@@ -15,6 +15,7 @@ mod generation;
 mod handler;
 pub mod idempotency;
 mod intake;
+mod lane;
 mod load;
 mod loss;
 mod meter;
