@@ -279,7 +279,7 @@ impl<S: Send + Sync + 'static> Consumer<S> {
                 }
                 delivery = life.stream.next() => delivery,
                 // Last: as long as deliveries come, jobs end.
-                () = self.intake.lane.relieved() => continue,
+                () = self.intake.express.relieved() => continue,
             };
             let mut next = Some(delivery);
             for left in (0..BURST).rev() {
@@ -360,7 +360,7 @@ async fn wind_down<S: Send + Sync + 'static>(life: Life, intake: Arc<Intake<S>>)
     generation.jobs.close();
     // Nobody reads the stream any more: see for ourselves whether the deliveries are still ours.
     while time::timeout(LOOK, generation.jobs.wait()).await.is_err() {
-        intake.lane.relieve();
+        intake.express.relieve();
         if !generation.channel.status().connected() {
             generation.lose();
         }

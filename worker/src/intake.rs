@@ -24,9 +24,9 @@ use crate::batch::{Gathering, gatherings};
 use crate::builder::{QueueOptions, give_back_after, start_within};
 use crate::context::{Context, LazyProducer};
 use crate::execute::App;
+use crate::express::Express;
 use crate::generation::Generation;
 use crate::handler::Handler;
-use crate::lane::Lane;
 use crate::load::{self, Here, Load};
 use crate::meter::QueueMeter;
 use crate::running::Running;
@@ -47,7 +47,7 @@ pub(crate) struct Intake<S> {
     /// The broker's, as far as we were told; it counts from delivery.
     pub(crate) consumer_timeout: Duration,
     places: Arc<Semaphore>,
-    pub(crate) lane: Lane,
+    pub(crate) express: Express,
     pub(crate) pace: Option<Pace>,
     /// Of kinds whose handlers take batches.
     batches: HashMap<String, Arc<Gathering<S>>>,
@@ -72,7 +72,7 @@ impl<S: Send + Sync + 'static> Intake<S> {
             places,
             pace: options.rate.map(Pace::new),
             consumer_timeout,
-            lane: Lane::default(),
+            express: Express::default(),
             queue,
             options,
             app,
@@ -83,7 +83,7 @@ impl<S: Send + Sync + 'static> Intake<S> {
         }
     }
 
-    /// Starts one delivery: in the lane where jobs end as soon as they are begun, in a task of its
+    /// Starts one delivery: with others where jobs end as soon as they are begun, in a task of its
     /// own elsewhere. The prefetch bounds how many there are.
     pub(crate) fn take(self: &Arc<Self>, generation: &Arc<Generation>, delivery: Delivery) {
         let (intake, mine) = (Arc::clone(self), Arc::clone(generation));
@@ -100,10 +100,10 @@ impl<S: Send + Sync + 'static> Intake<S> {
                     settle::reject(&mine, tag);
                 }
             };
-            intake.lane.watch(pin!(watched)).await;
+            intake.express.watch(pin!(watched)).await;
         });
-        if self.lane.is_worth_it() {
-            self.lane.push(Box::pin(job));
+        if self.express.is_worth_it() {
+            self.express.push(Box::pin(job));
         } else {
             tokio::spawn(job);
         }

@@ -21,6 +21,9 @@ use crate::config::{Config, Declare};
 use crate::error::TopologyError;
 use crate::wire::topology::{Argument, Declaration, QueueType, Target};
 
+/// How long to wait for what is away for a moment.
+const MOMENT: Duration = Duration::from_millis(200);
+
 /// Declares what is missing and remembers it for as long as the connection lasts: a broker that
 /// went away may come back without it.
 #[derive(Debug, Clone)]
@@ -132,7 +135,8 @@ impl Declarer {
         }
     }
 
-    /// One pass over the list; `None` when the connection was lost or fell silent.
+    /// One pass over the list; `None` when another is to be tried: the connection was lost or fell
+    /// silent, or something is away for a moment.
     async fn apply_on(
         &self,
         mut opened: Opened,
@@ -154,6 +158,11 @@ impl Declarer {
                 Fault::Denied(because) => return Err(TopologyError::Denied { what, because }),
                 Fault::Connection(because) | Fault::Closed(because) | Fault::Silent(because) => {
                     debug!(what, because, "the connection ended while declaring");
+                    return Ok(None);
+                }
+                passing if passing.passes() && Instant::now() + MOMENT < deadline => {
+                    debug!(what, because = %passing, "declaring once more in a moment");
+                    time::sleep(MOMENT).await;
                     return Ok(None);
                 }
                 other => return Err(TopologyError::Broker { what, because: other.to_string() }),

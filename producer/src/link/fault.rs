@@ -79,6 +79,12 @@ pub async fn close(channel: &lapin::Channel, because: &str) {
 }
 
 impl Fault {
+    /// Whether the broker may grant the same request in a moment: a queue is just being made by
+    /// somebody else, or its node is away.
+    pub fn passes(&self) -> bool {
+        matches!(self, Self::Missing(text) if text.contains("is down or inaccessible"))
+    }
+
     /// Whether only the channel is gone, by the broker's decision about what we asked for.
     pub fn closes_channel_only(&self) -> bool {
         matches!(
@@ -149,5 +155,9 @@ mod tests {
         assert!(matches!(denied(right.to_owned()), Fault::Denied(_)));
         let locked = "ACCESS_REFUSED - queue 'q' in vhost '/' in exclusive use";
         assert!(matches!(denied(locked.to_owned()), Fault::Locked(_)));
+        let away = "NOT_FOUND - home node 'rabbit@b' of durable queue 'q' in vhost '/' is down or \
+                    inaccessible";
+        assert!(Fault::Missing(away.to_owned()).passes());
+        assert!(!Fault::Missing("NOT_FOUND - no queue 'q' in vhost '/'".to_owned()).passes());
     }
 }

@@ -1,13 +1,15 @@
 //! Concurrency: places per queue and per handler, alone, paused, paced.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use forebay_producer::{Destination, Envelope};
 use forebay_worker::{
-    Context, HandlerOptions, Job, JobResult, PublishOptions, QueueOptions, Worker, WorkerBuilder,
+    Context, HandlerOptions, Job, JobResult, PublishOptions, QueueOptions, Retry, Worker,
+    WorkerBuilder,
 };
+use futures_util::stream;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -204,4 +206,38 @@ async fn a_rate_limit_waits_for_its_turn_and_never_gives_back() {
     assert!(all.iter().all(|note| note.ends_with("false")), "{all:?}");
     let summary = bench.drain().await;
     assert_eq!((summary.succeeded, summary.given_back), (10, 0));
+}
+
+/// Enough to be taken for one whose jobs always end at once.
+const SHORT_JOBS: u64 = 2_000;
+
+/// Job 0 keeps its thread until job 1 has run.
+struct Pair {
+    meet: std::sync::Mutex<mpsc::Receiver<()>>,
+    release: mpsc::Sender<()>,
+}
+
+async fn one_keeps_its_thread(job: Work, cx: Context<Pair>) -> JobResult {
+    match job.n {
+        0 => cx.state().meet.lock().unwrap().recv_timeout(PATIENCE)?,
+        1 => cx.state().release.send(())?,
+        _ => {}
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_job_that_keeps_its_thread_holds_up_no_other_however_short_they_were_until_then() {
+    let (release, meet) = mpsc::channel();
+    let pair = Pair { meet: std::sync::Mutex::new(meet), release };
+    let worker = Worker::builder(pair)
+        .queue("default", QueueOptions::new().concurrency(4))
+        .handle_with(HandlerOptions::new().retry(Retry::never()), one_keeps_its_thread);
+    let bench = Bench::start(worker).await;
+    let jobs: Vec<_> = (2..SHORT_JOBS + 2).map(work).collect();
+    bench.producer.publish_all(stream::iter(jobs)).await.unwrap();
+    bench.until("the short ones are done", |summary| summary.succeeded == SHORT_JOBS).await;
+    bench.producer.publish(&work(0)).await.unwrap();
+    bench.producer.publish(&work(1)).await.unwrap();
+    bench.until("both are done", |summary| summary.succeeded == SHORT_JOBS + 2).await;
 }

@@ -1,4 +1,5 @@
-//! A lane for jobs that end as soon as they are begun: a task for each would cost more than the job.
+//! The express way for jobs that end as soon as they are begun: a task of its own costs more than
+//! such a job.
 //! In: jobs, and how their first polls went. Out: each is begun by a runner that they share, and
 //! goes on in a task of its own when that was not its end.
 
@@ -14,8 +15,8 @@ use std::time::Duration;
 use tokio::task::coop;
 use tokio::time::{self, Instant};
 
-/// What a first poll may take on average. A task costs a fifth of it, so the lane gains nothing
-/// beyond; and one runner then holds back what several could do at once.
+/// What a first poll may take on average. A task costs a fifth of it, so there is nothing to
+/// gain beyond; and one runner then holds back what several could do at once.
 const QUICK: Duration = Duration::from_micros(50);
 /// What a job counts for that waits for something: beyond one in four it is not worth the try.
 const WAITS: Duration = Duration::from_micros(200);
@@ -28,9 +29,9 @@ const PATIENCE: Duration = Duration::from_millis(5);
 
 type Job = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// The lane of one queue.
+/// The express way of one queue.
 #[derive(Clone, Default)]
-pub(crate) struct Lane {
+pub(crate) struct Express {
     shared: Arc<Shared>,
 }
 
@@ -44,13 +45,13 @@ struct Shared {
 struct Waiting {
     jobs: VecDeque<Job>,
     runners: usize,
-    /// How many were taken from it, ever.
+    /// How many were begun, ever.
     begun: u64,
-    /// When it is looked at, and how many had been begun when that was decided.
+    /// When to look next, and how many had been begun when that was decided.
     look: Option<(Instant, u64)>,
 }
 
-impl Lane {
+impl Express {
     /// Whether the next job is likely to end as soon as it is begun.
     pub(crate) fn is_worth_it(&self) -> bool {
         self.shared.average.get() <= QUICK
@@ -67,7 +68,7 @@ impl Lane {
         }
     }
 
-    /// Puts a job in the lane.
+    /// Has a job begun by a runner.
     pub(crate) fn push(&self, job: Job) {
         let mut waiting = self.shared.waiting();
         waiting.jobs.push_back(job);
@@ -79,7 +80,7 @@ impl Lane {
         }
     }
 
-    /// Waits until the lane has stood still for too long, if anything is in it, and relieves it.
+    /// Waits until the runners may have stood still for too long, if any job waits, and looks.
     pub(crate) async fn relieved(&self) {
         let look = self.shared.waiting().look;
         let Some((at, _)) = look else { return pending().await };
@@ -87,8 +88,8 @@ impl Lane {
         self.relieve();
     }
 
-    /// Gives the lane another runner if it has stood still. There are never more runners than
-    /// running jobs and one: who begins a job that has no place waits for it in a task.
+    /// Starts another runner if those that there are have stood still. There are never more than
+    /// places for jobs, and one: a job that finds no place waits for it in a task of its own.
     pub(crate) fn relieve(&self) {
         let mut waiting = self.shared.waiting();
         let Some((at, begun)) = waiting.look else { return };
@@ -139,10 +140,10 @@ impl Shared {
     }
 }
 
-impl fmt::Debug for Lane {
+impl fmt::Debug for Express {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let waiting = self.shared.waiting().jobs.len();
-        f.debug_struct("Lane").field("waiting", &waiting).finish_non_exhaustive()
+        f.debug_struct("Express").field("waiting", &waiting).finish_non_exhaustive()
     }
 }
 
@@ -188,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lane_is_for_jobs_that_are_nearly_all_quick() {
+    fn it_is_for_jobs_that_are_nearly_all_quick() {
         let likely = |average: Average| average.get() <= QUICK;
         let short = Duration::from_micros(8);
         assert!(!likely(Average::default()), "of a new queue nothing is known");
@@ -210,11 +211,11 @@ mod tests {
 
     #[tokio::test]
     async fn every_job_is_run_once_and_the_runner_leaves() {
-        let lane = Lane::default();
+        let express = Express::default();
         let (done, mut jobs) = tokio::sync::mpsc::unbounded_channel();
         for i in 0..1_000 {
             let done = done.clone();
-            lane.push(Box::pin(async move {
+            express.push(Box::pin(async move {
                 if i % 3 == 0 {
                     tokio::task::yield_now().await;
                 }
@@ -228,27 +229,27 @@ mod tests {
         }
         seen.sort_unstable();
         assert_eq!(seen, (0..1_000).collect::<Vec<_>>());
-        let waiting = lane.shared.waiting();
+        let waiting = express.shared.waiting();
         assert_eq!((waiting.jobs.len(), waiting.runners, waiting.begun), (0, 0, 1_000));
     }
 
-    /// The first job keeps its thread until the last one in the lane has run.
+    /// The first job keeps its thread until the last one has run.
     #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
     async fn a_job_that_keeps_its_thread_holds_up_no_other() {
-        let lane = Lane::default();
+        let express = Express::default();
         let (release, released) = mpsc::channel();
         let (over, ended) = oneshot::channel();
-        lane.push(Box::pin(async move {
+        express.push(Box::pin(async move {
             released.recv().unwrap();
             over.send(()).unwrap();
         }));
         for _ in 0..10 {
-            lane.push(Box::pin(async {}));
+            express.push(Box::pin(async {}));
         }
-        lane.push(Box::pin(async move { release.send(()).unwrap() }));
+        express.push(Box::pin(async move { release.send(()).unwrap() }));
         let relieve = async {
             loop {
-                lane.relieved().await;
+                express.relieved().await;
             }
         };
         tokio::select! {
@@ -259,14 +260,14 @@ mod tests {
 
     #[tokio::test]
     async fn watching_learns_from_the_first_poll_alone() {
-        let lane = Lane::default();
+        let express = Express::default();
         for _ in 0..1_000 {
-            lane.watch(std::pin::pin!(async {})).await;
+            express.watch(std::pin::pin!(async {})).await;
         }
-        assert!(lane.is_worth_it());
+        assert!(express.is_worth_it());
         for _ in 0..300 {
-            lane.watch(std::pin::pin!(tokio::task::yield_now())).await;
+            express.watch(std::pin::pin!(tokio::task::yield_now())).await;
         }
-        assert!(!lane.is_worth_it());
+        assert!(!express.is_worth_it());
     }
 }
