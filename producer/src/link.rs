@@ -10,7 +10,7 @@ pub mod examine;
 pub mod fault;
 pub mod greeting;
 pub mod inspect;
-pub(crate) mod io;
+pub mod io;
 pub mod mend;
 pub mod publisher;
 pub mod remove;

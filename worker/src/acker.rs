@@ -28,24 +28,16 @@ pub(crate) enum Order {
     Reject(u64),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Tag {
-    /// Delivered, not settled.
-    Open,
-    /// To be acknowledged.
-    Done,
-    /// The broker knows.
-    Gone,
-}
-
-/// The tags of one channel from the lowest unsettled one on. The broker numbers the deliveries of
-/// a channel 1, 2, 3, … (AMQP 0-9-1, section 1.1), and each channel has one consumer.
+/// The tags of one channel. The broker numbers the deliveries of a channel 1, 2, 3, … (AMQP 0-9-1,
+/// section 1.1), and each channel has one consumer. What is kept here is bounded by the prefetch.
 #[derive(Debug)]
 pub(crate) struct Acker {
-    lowest: u64,
-    tags: VecDeque<Tag>,
-    /// Done but held back by an open one before them.
-    held: usize,
+    /// The lowest tag that was never named here; all from it on are open.
+    next: u64,
+    /// Below `next`, delivered and not settled; in order.
+    open: VecDeque<u64>,
+    /// Done, and the broker does not know yet.
+    done: Vec<u64>,
     patience: usize,
 }
 
@@ -53,41 +45,30 @@ impl Acker {
     /// `prefetch` is how many may be outstanding; half of it may be held back.
     pub(crate) fn new(prefetch: u16) -> Self {
         let patience = usize::from(prefetch / 2).max(1);
-        Self { lowest: 1, tags: VecDeque::new(), held: 0, patience }
+        Self { next: 1, open: VecDeque::new(), done: Vec::new(), patience }
     }
 
     /// Notes one settled delivery. A tag that was settled before changes nothing.
     pub(crate) fn settle(&mut self, tag: u64, how: How, orders: &mut Vec<Order>) {
-        let Some(place) = tag.checked_sub(self.lowest).and_then(|n| usize::try_from(n).ok()) else {
-            return;
-        };
-        if self.tags.len() <= place {
-            self.tags.resize(place + 1, Tag::Open);
+        if tag >= self.next {
+            self.open.extend(self.next..tag);
+            self.next = tag + 1;
+        } else {
+            let Ok(place) = self.open.binary_search(&tag) else { return };
+            self.open.remove(place);
         }
-        if self.tags[place] != Tag::Open {
-            return;
+        match how {
+            How::Ack => self.done.push(tag),
+            How::GiveBack => orders.push(Order::GiveBack(tag)),
+            How::Reject => orders.push(Order::Reject(tag)),
         }
-        self.tags[place] = match how {
-            How::Ack => {
-                self.held += 1;
-                Tag::Done
-            }
-            How::GiveBack => {
-                orders.push(Order::GiveBack(tag));
-                Tag::Gone
-            }
-            How::Reject => {
-                orders.push(Order::Reject(tag));
-                Tag::Gone
-            }
-        };
     }
 
     /// Acknowledges the finished prefix in one order; and, when a slow job has held back half the
     /// prefetch behind it, those one by one.
     pub(crate) fn flush(&mut self, orders: &mut Vec<Order>) {
         self.flush_prefix(orders);
-        if self.held >= self.patience {
+        if self.held() >= self.patience {
             self.flush_held(orders);
         }
     }
@@ -100,22 +81,20 @@ impl Acker {
 
     /// How many are done that the broker does not know yet.
     pub(crate) fn held(&self) -> usize {
-        self.held
+        self.done.len()
     }
 
     fn flush_prefix(&mut self, orders: &mut Vec<Order>) {
-        let mut done = 0;
-        let mut highest = 0;
-        while let Some(tag) = self.tags.front().copied().filter(|tag| *tag != Tag::Open) {
-            if tag == Tag::Done {
-                done += 1;
-                highest = self.lowest;
+        let end = self.open.front().copied().unwrap_or(self.next);
+        let (mut highest, held) = (0, self.done.len());
+        self.done.retain(|tag| {
+            let behind = *tag > end;
+            if !behind {
+                highest = highest.max(*tag);
             }
-            self.tags.pop_front();
-            self.lowest += 1;
-        }
-        self.held -= done;
-        match done {
+            behind
+        });
+        match held - self.done.len() {
             0 => {}
             1 => orders.push(Order::Ack(highest)),
             // Named is the highest *outstanding* one: a later tag may be gone already.
@@ -124,16 +103,8 @@ impl Acker {
     }
 
     fn flush_held(&mut self, orders: &mut Vec<Order>) {
-        if self.held == 0 {
-            return;
-        }
-        for (place, tag) in self.tags.iter_mut().enumerate() {
-            if *tag == Tag::Done {
-                *tag = Tag::Gone;
-                orders.push(Order::Ack(self.lowest + place as u64));
-            }
-        }
-        self.held = 0;
+        self.done.sort_unstable();
+        orders.extend(self.done.drain(..).map(Order::Ack));
     }
 }
 
@@ -230,7 +201,7 @@ mod tests {
                 acker.settle(*tag, How::Ack, &mut orders); // a second word on it changes nothing
                 if *flush {
                     acker.flush(&mut orders);
-                    prop_assert!(acker.held < acker.patience);
+                    prop_assert!(acker.held() < acker.patience);
                 }
                 orders.into_iter().for_each(|order| broker.take(order));
             }

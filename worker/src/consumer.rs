@@ -278,8 +278,6 @@ impl<S: Send + Sync + 'static> Consumer<S> {
                     return End::Lost(Fault::Channel(because));
                 }
                 delivery = life.stream.next() => delivery,
-                // Last: as long as deliveries come, jobs end.
-                () = self.intake.express.relieved() => continue,
             };
             let mut next = Some(delivery);
             for left in (0..BURST).rev() {
@@ -360,7 +358,6 @@ async fn wind_down<S: Send + Sync + 'static>(life: Life, intake: Arc<Intake<S>>)
     generation.jobs.close();
     // Nobody reads the stream any more: see for ourselves whether the deliveries are still ours.
     while time::timeout(LOOK, generation.jobs.wait()).await.is_err() {
-        intake.express.relieve();
         if !generation.channel.status().connected() {
             generation.lose();
         }

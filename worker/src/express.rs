@@ -5,15 +5,20 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::future::{pending, poll_fn};
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
+use std::thread;
 use std::time::Duration;
 
-use tokio::task::coop;
-use tokio::time::{self, Instant};
+use forebay_producer::link::io;
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::task::{coop, yield_now};
+use tokio::time;
+use tokio_util::task::AbortOnDropHandle;
 
 /// What a first poll may take on average. A task costs a fifth of it, so there is nothing to
 /// gain beyond; and one runner then holds back what several could do at once.
@@ -24,91 +29,102 @@ const WAITS: Duration = Duration::from_micros(200);
 const SLOWEST: Duration = Duration::from_millis(5);
 /// The average is over about so many jobs.
 const WEIGHT: u64 = 256;
-/// How long a runner may be at one job before another one takes the rest.
-const PATIENCE: Duration = Duration::from_millis(5);
+/// How often somebody looks whether the runner gets on.
+const LOOK: Duration = Duration::from_millis(5);
+/// After so many jobs the tasks that they woke have their turn.
+const STRETCH: usize = 16;
 
 type Job = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// The express way of one queue.
-#[derive(Clone, Default)]
 pub(crate) struct Express {
     shared: Arc<Shared>,
+    _watch: AbortOnDropHandle<()>,
 }
 
-#[derive(Default)]
 struct Shared {
     average: Average,
     waiting: Mutex<Waiting>,
+    /// A job waits, and nobody looks after it.
+    unwatched: Notify,
+    jobs_run_on: Handle,
 }
 
 #[derive(Default)]
 struct Waiting {
     jobs: VecDeque<Job>,
-    runners: usize,
+    /// The runner that takes them; an earlier one, that was too long at one job, leaves.
+    runner: Option<u64>,
+    runners: u64,
     /// How many were begun, ever.
     begun: u64,
-    /// When to look next, and how many had been begun when that was decided.
-    look: Option<(Instant, u64)>,
+    watched: bool,
 }
 
 impl Express {
+    /// For jobs that run on the current runtime.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub(crate) fn new() -> Self {
+        let shared = Arc::new(Shared {
+            average: Average::default(),
+            waiting: Mutex::default(),
+            unwatched: Notify::new(),
+            jobs_run_on: Handle::current(),
+        });
+        // Elsewhere: a job that keeps its thread may keep the timers of its runtime as well.
+        let watch = io::handle().spawn(watch(Arc::clone(&shared)));
+        Self { shared, _watch: AbortOnDropHandle::new(watch) }
+    }
+
     /// Whether the next job is likely to end as soon as it is begun.
     pub(crate) fn is_worth_it(&self) -> bool {
-        self.shared.average.get() <= QUICK
+        self.shared.average.is_quick()
     }
 
     /// Runs a job to its end, and learns from how it begins.
-    pub(crate) async fn watch(&self, mut job: Pin<&mut impl Future<Output = ()>>) {
-        let began = std::time::Instant::now();
-        let first = poll_fn(|cx| Poll::Ready(job.as_mut().poll(cx))).await;
-        let took = if first.is_ready() { began.elapsed() } else { WAITS };
-        self.shared.average.note(took);
-        if first.is_pending() {
-            job.await;
-        }
+    pub(crate) async fn learn(&self, mut job: Pin<&mut impl Future<Output = ()>>) {
+        let mut first = true;
+        poll_fn(|cx| {
+            if !std::mem::take(&mut first) {
+                return job.as_mut().poll(cx);
+            }
+            let began = std::time::Instant::now();
+            let polled = job.as_mut().poll(cx);
+            self.shared.average.note(if polled.is_ready() { began.elapsed() } else { WAITS });
+            polled
+        })
+        .await;
     }
 
-    /// Has a job begun by a runner.
+    /// Has a job begun by the runner.
     pub(crate) fn push(&self, job: Job) {
         let mut waiting = self.shared.waiting();
         waiting.jobs.push_back(job);
-        if waiting.look.is_none() {
-            waiting.look = Some((Instant::now() + PATIENCE, waiting.begun));
+        let unwatched = !std::mem::replace(&mut waiting.watched, true);
+        let runner = waiting.runner.is_none().then(|| self.shared.another(&mut waiting));
+        drop(waiting);
+        if let Some(runner) = runner {
+            runner.start();
         }
-        if waiting.runners == 0 {
-            self.another(&mut waiting);
+        if unwatched {
+            self.shared.unwatched.notify_one();
         }
     }
+}
 
-    /// Waits until the runners may have stood still for too long, if any job waits, and looks.
-    pub(crate) async fn relieved(&self) {
-        let look = self.shared.waiting().look;
-        let Some((at, _)) = look else { return pending().await };
-        time::sleep_until(at).await;
-        self.relieve();
-    }
-
-    /// Starts another runner if those that there are have stood still. There are never more than
-    /// places for jobs, and one: a job that finds no place waits for it in a task of its own.
-    pub(crate) fn relieve(&self) {
-        let mut waiting = self.shared.waiting();
-        let Some((at, begun)) = waiting.look else { return };
-        if Instant::now() < at {
-            return;
+/// Gives the jobs another runner whenever theirs does not get on.
+async fn watch(express: Arc<Shared>) {
+    loop {
+        express.unwatched.notified().await;
+        let mut begun = None;
+        while let Some(runner) = express.look(&mut begun) {
+            if let Some(runner) = runner {
+                runner.start();
+            }
+            time::sleep(LOOK).await;
         }
-        if waiting.jobs.is_empty() {
-            waiting.look = None;
-            return;
-        }
-        if waiting.begun == begun {
-            self.another(&mut waiting);
-        }
-        waiting.look = Some((Instant::now() + PATIENCE, waiting.begun));
-    }
-
-    fn another(&self, waiting: &mut Waiting) {
-        waiting.runners += 1;
-        tokio::spawn(Arc::clone(&self.shared).run());
     }
 }
 
@@ -117,26 +133,80 @@ impl Shared {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins one job after the other until none is left.
-    async fn run(self: Arc<Self>) {
+    /// `None`: no job waits. Otherwise a runner if none was begun since the last look.
+    fn look(self: &Arc<Self>, begun: &mut Option<u64>) -> Option<Option<Runner>> {
+        let mut waiting = self.waiting();
+        if waiting.jobs.is_empty() {
+            waiting.watched = false;
+            return None;
+        }
+        let stands = begun.replace(waiting.begun) == Some(waiting.begun);
+        Some(stands.then(|| self.another(&mut waiting)))
+    }
+
+    /// Takes the jobs from the runner that has them. To be started without the lock: a runtime that
+    /// has ended drops it at once.
+    fn another(self: &Arc<Self>, waiting: &mut Waiting) -> Runner {
+        waiting.runners += 1;
+        waiting.runner = Some(waiting.runners);
+        Runner { number: waiting.runners, shared: Arc::clone(self) }
+    }
+}
+
+struct Runner {
+    number: u64,
+    shared: Arc<Shared>,
+}
+
+impl Runner {
+    fn start(self) {
+        let runtime = self.shared.jobs_run_on.clone();
+        runtime.spawn(self.run());
+    }
+
+    /// Begins one job after the other until none is left, or another runner takes them.
+    async fn run(self) {
+        let mut stretch = 0;
         while let Some(mut job) = self.next() {
-            if poll_fn(|cx| Poll::Ready(job.as_mut().poll(cx))).await.is_pending() {
+            stretch += 1;
+            // They have become slow since it was pushed: as many threads as there are may have them.
+            let is_over = !self.shared.average.is_quick();
+            if is_over || poll_fn(|cx| Poll::Ready(job.as_mut().poll(cx))).await.is_pending() {
                 tokio::spawn(job);
+                stretch = STRETCH;
             }
-            // Others want this thread too.
-            coop::consume_budget().await;
+            if stretch >= STRETCH || !coop::has_budget_remaining() {
+                stretch = 0;
+                yield_now().await;
+            }
         }
     }
 
-    /// The next job; `None` ends the runner, and is decided together with whether there is one.
+    /// The next job. That there is none and that the runner leaves is decided in one.
     fn next(&self) -> Option<Job> {
-        let mut waiting = self.waiting();
+        let mut waiting = self.shared.waiting();
+        if waiting.runner != Some(self.number) {
+            return None;
+        }
         let job = waiting.jobs.pop_front();
         match job {
             Some(_) => waiting.begun += 1,
-            None => waiting.runners -= 1,
+            None => waiting.runner = None,
         }
         job
+    }
+}
+
+impl Drop for Runner {
+    /// The runtime ends, and with it what its tasks would have run; jobs hold what holds them.
+    fn drop(&mut self) {
+        let mut waiting = self.shared.waiting();
+        if waiting.runner == Some(self.number) && !thread::panicking() {
+            waiting.runner = None;
+            let jobs = std::mem::take(&mut waiting.jobs);
+            drop(waiting);
+            drop(jobs);
+        }
     }
 }
 
@@ -159,6 +229,10 @@ impl Default for Average {
 }
 
 impl Average {
+    fn is_quick(&self) -> bool {
+        self.get() <= QUICK
+    }
+
     fn get(&self) -> Duration {
         Duration::from_nanos(self.0.load(Ordering::Relaxed))
     }
@@ -211,13 +285,13 @@ mod tests {
 
     #[tokio::test]
     async fn every_job_is_run_once_and_the_runner_leaves() {
-        let express = Express::default();
+        let express = quick();
         let (done, mut jobs) = tokio::sync::mpsc::unbounded_channel();
         for i in 0..1_000 {
             let done = done.clone();
             express.push(Box::pin(async move {
                 if i % 3 == 0 {
-                    tokio::task::yield_now().await;
+                    yield_now().await;
                 }
                 done.send(i).unwrap();
             }));
@@ -229,44 +303,78 @@ mod tests {
         }
         seen.sort_unstable();
         assert_eq!(seen, (0..1_000).collect::<Vec<_>>());
+        // The runner's own end comes after that of the last job.
+        while express.shared.waiting().runner.is_some() {
+            yield_now().await;
+        }
         let waiting = express.shared.waiting();
-        assert_eq!((waiting.jobs.len(), waiting.runners, waiting.begun), (0, 0, 1_000));
+        assert_eq!((waiting.jobs.len(), waiting.begun), (0, 1_000));
     }
 
-    /// The first job keeps its thread until the last one has run.
-    #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
-    async fn a_job_that_keeps_its_thread_holds_up_no_other() {
-        let express = Express::default();
-        let (release, released) = mpsc::channel();
-        let (over, ended) = oneshot::channel();
-        express.push(Box::pin(async move {
-            released.recv().unwrap();
-            over.send(()).unwrap();
-        }));
-        for _ in 0..10 {
+    /// An express whose jobs have been quick so far.
+    fn quick() -> Express {
+        let express = Express::new();
+        (0..2_000).for_each(|_| express.shared.average.note(Duration::from_micros(8)));
+        express
+    }
+
+    /// The first jobs keep their threads until the last one has run.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn jobs_that_keep_their_threads_hold_up_no_other() {
+        let express = quick();
+        let (mut releases, mut ends) = (Vec::new(), Vec::new());
+        for _ in 0..3 {
+            let (release, released) = mpsc::channel();
+            let (over, ended) = oneshot::channel();
+            releases.push(release);
+            ends.push(ended);
+            express.push(Box::pin(async move {
+                released.recv().unwrap();
+                over.send(()).unwrap();
+            }));
             express.push(Box::pin(async {}));
         }
-        express.push(Box::pin(async move { release.send(()).unwrap() }));
-        let relieve = async {
-            loop {
-                express.relieved().await;
-            }
-        };
-        tokio::select! {
-            () = relieve => {}
-            ended = ended => ended.unwrap(),
+        express.push(Box::pin(async move {
+            releases.iter().for_each(|release| release.send(()).unwrap());
+        }));
+        for ended in ends {
+            ended.await.unwrap();
         }
     }
 
     #[tokio::test]
-    async fn watching_learns_from_the_first_poll_alone() {
-        let express = Express::default();
+    async fn a_job_that_panics_takes_no_other_with_it() {
+        let express = quick();
+        let (over, ended) = oneshot::channel();
+        express.push(Box::pin(async { panic!("as no job of ours may") }));
+        express.push(Box::pin(async move { over.send(()).unwrap() }));
+        ended.await.unwrap();
+    }
+
+    #[test]
+    fn a_runtime_that_ends_drops_what_waits() {
+        let kept = Arc::new(());
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let express = runtime.block_on(async { quick() });
+        let job = || {
+            let kept = Arc::clone(&kept);
+            Box::pin(async move { drop(kept) })
+        };
+        express.push(job());
+        drop(runtime);
+        express.push(job());
+        assert_eq!(Arc::strong_count(&kept), 1);
+    }
+
+    #[tokio::test]
+    async fn it_learns_from_first_polls_alone() {
+        let express = Express::new();
         for _ in 0..1_000 {
-            express.watch(std::pin::pin!(async {})).await;
+            express.learn(std::pin::pin!(async {})).await;
         }
         assert!(express.is_worth_it());
         for _ in 0..300 {
-            express.watch(std::pin::pin!(tokio::task::yield_now())).await;
+            express.learn(std::pin::pin!(yield_now())).await;
         }
         assert!(!express.is_worth_it());
     }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use forebay_producer::link::fault::{Fault, answered};
+use forebay_producer::link::io;
 use lapin::Channel;
 use lapin::options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions};
 use tokio::sync::Notify;
@@ -105,7 +106,8 @@ impl Generation {
             lost: AtomicBool::new(false),
             share: usize::from(prefetch / 4).max(1),
         });
-        let task = tokio::spawn(acknowledge(channel.clone(), Arc::clone(&acks)));
+        // Elsewhere: a job that keeps its thread holds up no acknowledgement.
+        let task = io::handle().spawn(acknowledge(channel.clone(), Arc::clone(&acks)));
         let generation = Self {
             channel,
             jobs: TaskTracker::new(),
@@ -162,8 +164,7 @@ async fn acknowledge(channel: Channel, acks: Arc<Acks>) {
                 acker.flush(said);
                 *timed = false;
             }
-            *timed &= acker.held() > 0;
-            clocks.set(*timed, acker.held() > 0, now);
+            clocks.set(acker.held() > 0, timed, now);
             std::mem::swap(&mut orders, said);
             *over
         };
@@ -205,10 +206,12 @@ impl Clocks {
         self.hold.is_some_and(|at| at <= now)
     }
 
-    /// Each clock that runs goes on.
-    fn set(&mut self, lingers: bool, holds: bool, now: Instant) {
+    /// A clock that runs goes on. What is still there after it has lingered is held by a slow one.
+    fn set(&mut self, waits: bool, lingers: &mut bool, now: Instant) {
+        let held = self.hold.is_some() || self.have_lingered(now);
+        *lingers &= waits;
+        self.hold = (waits && held).then(|| self.hold.unwrap_or(now + HOLD));
         self.linger = lingers.then(|| self.linger.unwrap_or(now + LINGER));
-        self.hold = holds.then(|| self.hold.unwrap_or(now + HOLD));
     }
 
     fn next(&self) -> Option<Instant> {

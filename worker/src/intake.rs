@@ -47,7 +47,7 @@ pub(crate) struct Intake<S> {
     /// The broker's, as far as we were told; it counts from delivery.
     pub(crate) consumer_timeout: Duration,
     places: Arc<Semaphore>,
-    pub(crate) express: Express,
+    express: Express,
     pub(crate) pace: Option<Pace>,
     /// Of kinds whose handlers take batches.
     batches: HashMap<String, Arc<Gathering<S>>>,
@@ -72,7 +72,7 @@ impl<S: Send + Sync + 'static> Intake<S> {
             places,
             pace: options.rate.map(Pace::new),
             consumer_timeout,
-            express: Express::default(),
+            express: Express::new(),
             queue,
             options,
             app,
@@ -91,7 +91,7 @@ impl<S: Send + Sync + 'static> Intake<S> {
             let tag = delivery.delivery_tag;
             // Handlers are caught closer by; this is for what else is the user's: the `Display` of
             // an error, the `Drop` of a future. A delivery left open would cost a place for ever.
-            let watched = async {
+            let handled = async {
                 let mut span = Span::none();
                 let handled = AssertUnwindSafe(intake.handle(&mine, delivery, &mut span));
                 if handled.catch_unwind().await.is_err() {
@@ -100,7 +100,7 @@ impl<S: Send + Sync + 'static> Intake<S> {
                     settle::reject(&mine, tag);
                 }
             };
-            intake.express.watch(pin!(watched)).await;
+            intake.express.learn(pin!(handled)).await;
         });
         if self.express.is_worth_it() {
             self.express.push(Box::pin(job));

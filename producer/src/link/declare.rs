@@ -21,8 +21,10 @@ use crate::config::{Config, Declare};
 use crate::error::TopologyError;
 use crate::wire::topology::{Argument, Declaration, QueueType, Target};
 
-/// How long to wait for what is away for a moment.
+/// How long to wait for what is away for a moment, and how often to try. Others wait for their
+/// turn meanwhile.
 const MOMENT: Duration = Duration::from_millis(200);
+const TRIES: u32 = 5;
 
 /// Declares what is missing and remembers it for as long as the connection lasts: a broker that
 /// went away may come back without it.
@@ -115,7 +117,7 @@ impl Declarer {
     }
 
     /// Declares everything in the list, in order. Returns the connection's generation. A connection
-    /// that is lost on the way is waited for.
+    /// that is lost on the way is waited for; so is, for a second, a queue that is away.
     ///
     /// What exists with other arguments stays as it is, with one warning, unless the configuration
     /// is strict.
@@ -127,22 +129,30 @@ impl Declarer {
         declarations: &[Declaration],
         deadline: Instant,
     ) -> Result<u64, TopologyError> {
+        let mut again = TRIES;
         loop {
             let opened = self.shared.link.channel(deadline).await?;
-            if let Some(generation) = self.apply_on(opened, declarations, deadline).await? {
-                return Ok(generation);
+            match self.apply_on(opened, declarations, deadline).await? {
+                Pass::Done(generation) => return Ok(generation),
+                Pass::Cut => {}
+                Pass::Away(error) => {
+                    again -= 1;
+                    if again == 0 || Instant::now() + MOMENT > deadline {
+                        return Err(error);
+                    }
+                    time::sleep(MOMENT).await;
+                }
             }
         }
     }
 
-    /// One pass over the list; `None` when another is to be tried: the connection was lost or fell
-    /// silent, or something is away for a moment.
+    /// One pass over the list.
     async fn apply_on(
         &self,
         mut opened: Opened,
         declarations: &[Declaration],
         deadline: Instant,
-    ) -> Result<Option<u64>, TopologyError> {
+    ) -> Result<Pass, TopologyError> {
         for declaration in declarations {
             let declared = declare(&opened.channel, declaration, deadline).await;
             let Err(fault) = declared else { continue };
@@ -158,19 +168,18 @@ impl Declarer {
                 Fault::Denied(because) => return Err(TopologyError::Denied { what, because }),
                 Fault::Connection(because) | Fault::Closed(because) | Fault::Silent(because) => {
                     debug!(what, because, "the connection ended while declaring");
-                    return Ok(None);
+                    return Ok(Pass::Cut);
                 }
-                passing if passing.passes() && Instant::now() + MOMENT < deadline => {
-                    debug!(what, because = %passing, "declaring once more in a moment");
-                    time::sleep(MOMENT).await;
-                    return Ok(None);
+                passing if passing.passes() => {
+                    let because = passing.to_string();
+                    return Ok(Pass::Away(TopologyError::Broker { what, because }));
                 }
                 other => return Err(TopologyError::Broker { what, because: other.to_string() }),
             }
         }
         let Opened { channel, generation, .. } = opened;
         _ = time::timeout(patience(deadline), channel.close(200, "declared".into())).await;
-        Ok(Some(generation))
+        Ok(Pass::Done(generation))
     }
 
     async fn turn(&self, deadline: Instant) -> Result<MutexGuard<'_, ()>, TopologyError> {
@@ -207,6 +216,16 @@ impl Declarer {
     fn known(&self) -> std::sync::MutexGuard<'_, Known> {
         self.shared.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What came of one pass over a list of declarations.
+enum Pass {
+    /// All is there, on the connection of this generation.
+    Done(u64),
+    /// The connection was lost, or fell silent.
+    Cut,
+    /// Something is away, perhaps for a moment.
+    Away(TopologyError),
 }
 
 /// One answer takes so long at most, and never longer than the caller waits.

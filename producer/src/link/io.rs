@@ -8,7 +8,7 @@ use std::{future, thread};
 use tokio::runtime::{Builder, Handle};
 
 /// The one AMQP runtime of this process, started at first use and kept until the process ends.
-pub(crate) fn handle() -> &'static Handle {
+pub fn handle() -> &'static Handle {
     static HANDLE: OnceLock<Handle> = OnceLock::new();
     HANDLE.get_or_init(|| {
         let runtime = Builder::new_current_thread()
