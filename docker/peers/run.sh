@@ -182,12 +182,13 @@ install_python() {
         cp $wanted "$home/venv/requirements.txt"
 }
 
-# The very files that package-lock.json names by their hashes.
+# The very files that package-lock.json names by their hashes. Not `npm ci`: it refuses a lock
+# without the optional packages of other platforms.
 install_node() {
     local folder=docker/peers/node
     command -v npm >/dev/null || apt_install nodejs npm
     [ $folder/node_modules/.package-lock.json -nt $folder/package-lock.json ] ||
-        npm ci --prefix $folder --ignore-scripts --no-audit --no-fund --silent
+        npm install --prefix $folder --no-save --ignore-scripts --no-audit --no-fund --silent
 }
 
 start_rabbitmq() {

@@ -28,7 +28,7 @@ mod stats;
 mod text;
 
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
@@ -52,8 +52,8 @@ enum Stop {
 
 /// Measures, or shows what was measured before.
 pub(crate) fn main(arguments: &Arguments) -> ExitCode {
-    let record = match &arguments.from {
-        Some(file) => read(file),
+    let record = match arguments.from.split_first() {
+        Some((first, others)) => read_all(first, others),
         None => measure(arguments),
     };
     let shown = record.and_then(|record| {
@@ -62,7 +62,9 @@ pub(crate) fn main(arguments: &Arguments) -> ExitCode {
     });
     let (code, words) = match shown {
         // Its reason is among what was shown.
-        Ok(record) if record.cut_short.is_some() && arguments.from.is_none() => (WORK_FAILED, None),
+        Ok(record) if record.cut_short.is_some() && arguments.from.is_empty() => {
+            (WORK_FAILED, None)
+        }
         Ok(_) => return ExitCode::SUCCESS,
         Err(Stop::Usage(words)) => (USAGE, Some(words)),
         Err(Stop::Broker(words)) => (UNREACHABLE, Some(words)),
@@ -77,6 +79,16 @@ pub(crate) fn main(arguments: &Arguments) -> ExitCode {
 /// One measured process; for [`main`] alone.
 pub(crate) fn side(target: &Target) -> ExitCode {
     child::main(target)
+}
+
+fn read_all(first: &Path, others: &[PathBuf]) -> Result<Record, Stop> {
+    others.iter().try_fold(read(first)?, |record, file| {
+        record.join(read(file)?).map_err(|differs| {
+            let (first, file) = (first.display(), file.display());
+            let remedy = "show them one by one, or measure them again alike";
+            Stop::Usage(format!("{first} and {file} do not go together: {differs}; {remedy}"))
+        })
+    })
 }
 
 fn read(file: &Path) -> Result<Record, Stop> {
@@ -211,6 +223,23 @@ mod tests {
         let words = "bench --url amqp://u:hush@a -s drain --url=amqp://u:hush@b --rounds 3";
         let repeated = command(words.split(' ').map(str::to_owned));
         assert_eq!(repeated, "forebay bench -s drain --rounds 3");
+    }
+
+    #[test]
+    fn runs_on_one_machine_are_shown_as_one() {
+        let record = || digest::tests::drained(&[[900.0, 1000.0, 300.0]; 6]);
+        let mut later = record();
+        later.command = "forebay bench --scenario burst".to_owned();
+        later.notes.push("the time limit was reached".to_owned());
+        let both = record().join(later).unwrap();
+        assert_eq!(both.cases.len(), 2 * record().cases.len());
+        assert!(both.command.ends_with(" and forebay bench --scenario burst"), "{}", both.command);
+        assert_eq!(both.notes.len(), record().notes.len() + 1);
+
+        let mut other = record();
+        other.broker = "RabbitMQ 3.10.0".to_owned();
+        let differs = record().join(other).unwrap_err();
+        assert!(differs.contains("RabbitMQ 3.10.0"), "{differs}");
     }
 
     #[test]

@@ -120,12 +120,13 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t = Format::Table)]
     pub(crate) output: Format,
 
-    /// Measures nothing; shows what a run with `--output json` has printed.
-    #[arg(long, value_name = "FILE", conflicts_with_all = [
+    /// Measures nothing; shows what a run with `--output json` has printed. Several runs of one
+    /// build on one machine and broker are shown as one.
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = [
         "compare", "scenario", "rounds", "jobs", "queue_type", "prefetch", "concurrency",
         "payload", "rate", "during", "workers", "time_limit",
     ])]
-    pub(crate) from: Option<PathBuf>,
+    pub(crate) from: Vec<PathBuf>,
 
     /// Writes tables as Markdown, and plots beside it, once it has measured. What else is in the
     /// file stays.

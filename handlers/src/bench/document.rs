@@ -127,7 +127,7 @@ RabbitMQ that nobody else uses, and nothing more. From here to the end mark, `fo
 docs/benchmarks.md` makes this page anew, with the plots; `--scenario all --time-limit 2h` adds what \
 is about no target, and `--queue-type quorum --rounds 6 --jobs 5000 --during 1s` gives a first look. `forebay bench \
 --output json > run.json` keeps every run, and `forebay bench --from run.json --write \
-docs/benchmarks.md` makes the page of it. Build with `cargo build --release`.
+docs/benchmarks.md` makes the page of it, or of several such runs. Build with `cargo build --release`.
 
 Queues are durable, messages persistent, publisher confirms on. Each contestant runs in a process \
 of its own, whose CPU time and memory are counted. Forebay runs as `forebay-run` does: retries, log \

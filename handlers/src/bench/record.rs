@@ -57,6 +57,37 @@ pub(crate) struct Run {
     pub(crate) backlog: Vec<(f64, u32)>,
 }
 
+impl Record {
+    /// This run and a later one as one; or what keeps them apart, in words.
+    pub(crate) fn join(mut self, later: Self) -> Result<Self, String> {
+        let machine = |one: &Self| {
+            let Machine { processor, cores, system, .. } = &one.machine;
+            format!("{processor}, {cores} threads, {system}")
+        };
+        for (mine, other) in [
+            (self.forebay.clone(), later.forebay.clone()),
+            (self.rustc.clone(), later.rustc.clone()),
+            (self.broker.clone(), later.broker.clone()),
+            (machine(&self), machine(&later)),
+        ] {
+            if mine != other {
+                return Err(format!("one is of `{mine}`, the other of `{other}`"));
+            }
+        }
+        self.command = format!("{} and {}", self.command, later.command);
+        self.seconds += later.seconds;
+        self.machine.load[1] = later.machine.load[1];
+        self.cut_short = self.cut_short.or(later.cut_short);
+        self.cases.extend(later.cases);
+        for note in later.notes {
+            if !self.notes.contains(&note) {
+                self.notes.push(note);
+            }
+        }
+        Ok(self)
+    }
+}
+
 impl Measured {
     /// A figure of two contestants, round by round.
     pub(crate) fn pairs(
