@@ -182,8 +182,8 @@ install_python() {
         cp $wanted "$home/venv/requirements.txt"
 }
 
-# The very files that package-lock.json names by their hashes. Not `npm ci`: it refuses a lock
-# without the optional packages of other platforms.
+# What package-lock.json names, by its hashes. Not `npm ci`: it refuses a lock without the optional
+# packages of other platforms.
 install_node() {
     local folder=docker/peers/node
     command -v npm >/dev/null || apt_install nodejs npm

@@ -174,7 +174,8 @@ impl<S: Send + Sync + 'static> Consumer<S> {
             channel.basic_consume(queue.as_str().into(), tag, options, self.arguments()).await
         };
         let stream = answered(ANSWER, start).await.map_err(Refusal::Now)?;
-        let (generation, acks) = Generation::new(channel, prefetch, &self.force);
+        let (generation, acks) =
+            Generation::new(channel, prefetch, self.intake.options.concurrency, &self.force);
         Ok(Life { number: 0, generation: Arc::new(generation), stream, acks })
     }
 
@@ -364,7 +365,7 @@ async fn wind_down<S: Send + Sync + 'static>(life: Life, intake: Arc<Intake<S>>)
     }
     let channel = generation.channel.clone();
     drop(generation);
-    // The last sender is gone: the task sends what is left and ends.
+    // The task sends what is left and ends.
     _ = time::timeout(FLUSH, acks).await;
     _ = time::timeout(FLUSH, channel.close(200, "drained".into())).await;
 }

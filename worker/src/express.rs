@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::thread;
@@ -47,6 +47,8 @@ struct Shared {
     waiting: Mutex<Waiting>,
     /// A job waits, and nobody looks after it.
     unwatched: Notify,
+    /// Jobs in tasks of their own that wait for a place.
+    outside: AtomicUsize,
     jobs_run_on: Handle,
 }
 
@@ -56,6 +58,8 @@ struct Waiting {
     /// The runner that takes them; an earlier one, that was too long at one job, leaves.
     runner: Option<u64>,
     runners: u64,
+    /// The watch made it, and it has not come to run yet: another would not either.
+    fresh: bool,
     /// How many were begun, ever.
     begun: u64,
     watched: bool,
@@ -71,6 +75,7 @@ impl Express {
             average: Average::default(),
             waiting: Mutex::default(),
             unwatched: Notify::new(),
+            outside: AtomicUsize::new(0),
             jobs_run_on: Handle::current(),
         });
         // Elsewhere: a job that keeps its thread may keep the timers of its runtime as well.
@@ -96,6 +101,13 @@ impl Express {
             polled
         })
         .await;
+    }
+
+    /// A job outside waits for a place, until this is dropped: what the runner's jobs give back it
+    /// is to have at once.
+    pub(crate) fn waits(&self) -> impl Drop + use<> {
+        self.shared.outside.fetch_add(1, Ordering::Relaxed);
+        Outside(Arc::clone(&self.shared))
     }
 
     /// Has a job begun by the runner.
@@ -141,7 +153,8 @@ impl Shared {
             return None;
         }
         let stands = begun.replace(waiting.begun) == Some(waiting.begun);
-        Some(stands.then(|| self.another(&mut waiting)))
+        let wanted = stands && !std::mem::replace(&mut waiting.fresh, stands);
+        Some(wanted.then(|| self.another(&mut waiting)))
     }
 
     /// Takes the jobs from the runner that has them. To be started without the lock: a runtime that
@@ -150,6 +163,14 @@ impl Shared {
         waiting.runners += 1;
         waiting.runner = Some(waiting.runners);
         Runner { number: waiting.runners, shared: Arc::clone(self) }
+    }
+}
+
+struct Outside(Arc<Shared>);
+
+impl Drop for Outside {
+    fn drop(&mut self) {
+        self.0.outside.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -169,13 +190,19 @@ impl Runner {
         let mut stretch = 0;
         while let Some(mut job) = self.next() {
             stretch += 1;
-            // They have become slow since it was pushed: as many threads as there are may have them.
-            let is_over = !self.shared.average.is_quick();
-            if is_over || poll_fn(|cx| Poll::Ready(job.as_mut().poll(cx))).await.is_pending() {
+            if !self.shared.average.is_quick() {
+                // They have become slow since it was pushed. Several at once, so that other threads
+                // see them and take some.
+                tokio::spawn(job);
+            } else if poll_fn(|cx| Poll::Ready(job.as_mut().poll(cx))).await.is_pending() {
                 tokio::spawn(job);
                 stretch = STRETCH;
+            } else {
+                // Before anything else has this thread: whoever drains waits for it.
+                drop(job);
             }
-            if stretch >= STRETCH || !coop::has_budget_remaining() {
+            let others_wait = self.shared.outside.load(Ordering::Relaxed) > 0;
+            if stretch >= STRETCH || others_wait || !coop::has_budget_remaining() {
                 stretch = 0;
                 yield_now().await;
             }
@@ -188,6 +215,7 @@ impl Runner {
         if waiting.runner != Some(self.number) {
             return None;
         }
+        waiting.fresh = false;
         let job = waiting.jobs.pop_front();
         match job {
             Some(_) => waiting.begun += 1,
@@ -340,6 +368,35 @@ mod tests {
         for ended in ends {
             ended.await.unwrap();
         }
+    }
+
+    /// Threads that no runner gets are no reason to make ever more of them.
+    #[test]
+    fn a_runtime_that_stands_still_is_given_one_runner_more() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let express = runtime.block_on(async { quick() });
+        express.push(Box::pin(async {}));
+        let mut begun = None;
+        for _ in 0..100 {
+            express.shared.look(&mut begun);
+        }
+        assert!(express.shared.waiting().runners <= 2);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn jobs_that_turn_slow_while_they_wait_are_run_side_by_side() {
+        let express = quick();
+        let (together, done) = (Arc::new(std::sync::Barrier::new(3)), Arc::new(Notify::new()));
+        // Each first poll keeps its thread for longer than the average allows.
+        express.shared.average.0.store(1_000_000, Ordering::Relaxed);
+        for _ in 0..3 {
+            let (together, done) = (Arc::clone(&together), Arc::clone(&done));
+            express.push(Box::pin(async move {
+                together.wait();
+                done.notify_one();
+            }));
+        }
+        done.notified().await;
     }
 
     #[tokio::test]

@@ -96,6 +96,7 @@ impl Generation {
     pub(crate) fn new(
         channel: Channel,
         prefetch: u16,
+        concurrency: usize,
         force: &CancellationToken,
     ) -> (Self, JoinHandle<()>) {
         let books =
@@ -104,7 +105,7 @@ impl Generation {
             books: Mutex::new(books),
             changed: Notify::new(),
             lost: AtomicBool::new(false),
-            share: usize::from(prefetch / 4).max(1),
+            share: share(prefetch.into(), concurrency),
         });
         // Elsewhere: a job that keeps its thread holds up no acknowledgement.
         let task = io::handle().spawn(acknowledge(channel.clone(), Arc::clone(&acks)));
@@ -147,6 +148,11 @@ impl fmt::Debug for Generation {
             .field("lost", &self.acks.lost.load(Ordering::Acquire))
             .finish_non_exhaustive()
     }
+}
+
+/// A quarter of the prefetch; less where that many deliveries fewer would leave places empty.
+fn share(prefetch: usize, concurrency: usize) -> usize {
+    (prefetch / 4).min(prefetch.saturating_sub(concurrency)).max(1)
 }
 
 /// Ends when the generation is lost, or all its jobs are settled and it was dropped.

@@ -246,6 +246,7 @@ impl<S: Send + Sync + 'static> Intake<S> {
         job: &Envelope,
     ) -> Option<Places> {
         let timeout = handler.map(|handler| handler.options.timeout);
+        let _waits = self.express.waits();
         let start_by = after(start_within(self.consumer_timeout, timeout.unwrap_or_default()));
         tokio::select! {
             biased;

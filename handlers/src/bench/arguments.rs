@@ -121,7 +121,7 @@ pub(crate) struct Arguments {
     pub(crate) output: Format,
 
     /// Measures nothing; shows what a run with `--output json` has printed. Several runs of one
-    /// build on one machine and broker are shown as one.
+    /// version on one machine and broker are shown as one.
     #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = [
         "compare", "scenario", "rounds", "jobs", "queue_type", "prefetch", "concurrency",
         "payload", "rate", "during", "workers", "time_limit",

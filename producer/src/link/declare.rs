@@ -21,8 +21,7 @@ use crate::config::{Config, Declare};
 use crate::error::TopologyError;
 use crate::wire::topology::{Argument, Declaration, QueueType, Target};
 
-/// How long to wait for what is away for a moment, and how often to try. Others wait for their
-/// turn meanwhile.
+/// How long to wait for what is away for a moment, and how often to try.
 const MOMENT: Duration = Duration::from_millis(200);
 const TRIES: u32 = 5;
 
@@ -70,18 +69,35 @@ impl Declarer {
         if self.knows(|known| known.queues.contains(queue)) || !self.may_declare() {
             return Ok(());
         }
-        let _one = self.turn(deadline).await?;
-        if self.knows(|known| known.queues.contains(queue)) {
-            return Ok(());
-        }
         let topology = self.shared.config.topology();
         #[cfg(feature = "testing")]
         crate::testing::note_declared(topology, queue);
         let declarations = topology.for_queue(queue, queue_type);
-        let generation = self.apply(&declarations, deadline).await?;
-        debug!(queue, "queue declared");
-        self.remember(generation, |known| _ = known.queues.insert(queue.to_owned()));
-        Ok(())
+        let mut tries = TRIES;
+        loop {
+            let away = {
+                let _one = self.turn(deadline).await?;
+                if self.knows(|known| known.queues.contains(queue)) {
+                    return Ok(());
+                }
+                match self.pass(&declarations, deadline).await? {
+                    Pass::Done(generation) => {
+                        debug!(queue, "queue declared");
+                        self.remember(generation, |known| {
+                            known.queues.insert(queue.to_owned());
+                        });
+                        return Ok(());
+                    }
+                    Pass::Away(error) => error,
+                }
+            };
+            tries -= 1;
+            if tries == 0 || Instant::now() + MOMENT > deadline {
+                return Err(away);
+            }
+            // Others have their turn meanwhile.
+            time::sleep(MOMENT).await;
+        }
     }
 
     /// Sees to it that the delay ladder is there up to level `top`.
@@ -117,7 +133,7 @@ impl Declarer {
     }
 
     /// Declares everything in the list, in order. Returns the connection's generation. A connection
-    /// that is lost on the way is waited for; so is, for a second, a queue that is away.
+    /// that is lost on the way is waited for.
     ///
     /// What exists with other arguments stays as it is, with one warning, unless the configuration
     /// is strict.
@@ -129,30 +145,32 @@ impl Declarer {
         declarations: &[Declaration],
         deadline: Instant,
     ) -> Result<u64, TopologyError> {
-        let mut again = TRIES;
+        match self.pass(declarations, deadline).await? {
+            Pass::Done(generation) => Ok(generation),
+            Pass::Away(error) => Err(error),
+        }
+    }
+
+    async fn pass(
+        &self,
+        declarations: &[Declaration],
+        deadline: Instant,
+    ) -> Result<Pass, TopologyError> {
         loop {
             let opened = self.shared.link.channel(deadline).await?;
-            match self.apply_on(opened, declarations, deadline).await? {
-                Pass::Done(generation) => return Ok(generation),
-                Pass::Cut => {}
-                Pass::Away(error) => {
-                    again -= 1;
-                    if again == 0 || Instant::now() + MOMENT > deadline {
-                        return Err(error);
-                    }
-                    time::sleep(MOMENT).await;
-                }
+            if let Some(pass) = self.apply_on(opened, declarations, deadline).await? {
+                return Ok(pass);
             }
         }
     }
 
-    /// One pass over the list.
+    /// One pass over the list; `None` when the connection was lost or fell silent.
     async fn apply_on(
         &self,
         mut opened: Opened,
         declarations: &[Declaration],
         deadline: Instant,
-    ) -> Result<Pass, TopologyError> {
+    ) -> Result<Option<Pass>, TopologyError> {
         for declaration in declarations {
             let declared = declare(&opened.channel, declaration, deadline).await;
             let Err(fault) = declared else { continue };
@@ -168,18 +186,18 @@ impl Declarer {
                 Fault::Denied(because) => return Err(TopologyError::Denied { what, because }),
                 Fault::Connection(because) | Fault::Closed(because) | Fault::Silent(because) => {
                     debug!(what, because, "the connection ended while declaring");
-                    return Ok(Pass::Cut);
+                    return Ok(None);
                 }
                 passing if passing.passes() => {
                     let because = passing.to_string();
-                    return Ok(Pass::Away(TopologyError::Broker { what, because }));
+                    return Ok(Some(Pass::Away(TopologyError::Broker { what, because })));
                 }
                 other => return Err(TopologyError::Broker { what, because: other.to_string() }),
             }
         }
         let Opened { channel, generation, .. } = opened;
         _ = time::timeout(patience(deadline), channel.close(200, "declared".into())).await;
-        Ok(Pass::Done(generation))
+        Ok(Some(Pass::Done(generation)))
     }
 
     async fn turn(&self, deadline: Instant) -> Result<MutexGuard<'_, ()>, TopologyError> {
@@ -222,8 +240,6 @@ impl Declarer {
 enum Pass {
     /// All is there, on the connection of this generation.
     Done(u64),
-    /// The connection was lost, or fell silent.
-    Cut,
     /// Something is away, perhaps for a moment.
     Away(TopologyError),
 }
