@@ -8,7 +8,7 @@ use std::fmt;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::Poll;
 use std::thread;
 use std::time::Duration;
@@ -39,7 +39,8 @@ type Job = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// The express way of one queue.
 pub(crate) struct Express {
     shared: Arc<Shared>,
-    _watch: AbortOnDropHandle<()>,
+    /// From the first job on.
+    watch: OnceLock<AbortOnDropHandle<()>>,
 }
 
 struct Shared {
@@ -49,7 +50,8 @@ struct Shared {
     unwatched: Notify,
     /// Jobs in tasks of their own that wait for a place.
     outside: AtomicUsize,
-    jobs_run_on: Handle,
+    /// That of the consumer, which pushes.
+    runtime: OnceLock<Handle>,
 }
 
 #[derive(Default)]
@@ -66,21 +68,15 @@ struct Waiting {
 }
 
 impl Express {
-    /// For jobs that run on the current runtime.
-    ///
-    /// # Panics
-    /// Outside of a tokio runtime.
     pub(crate) fn new() -> Self {
         let shared = Arc::new(Shared {
             average: Average::default(),
             waiting: Mutex::default(),
             unwatched: Notify::new(),
             outside: AtomicUsize::new(0),
-            jobs_run_on: Handle::current(),
+            runtime: OnceLock::new(),
         });
-        // Elsewhere: a job that keeps its thread may keep the timers of its runtime as well.
-        let watch = io::handle().spawn(watch(Arc::clone(&shared)));
-        Self { shared, _watch: AbortOnDropHandle::new(watch) }
+        Self { shared, watch: OnceLock::new() }
     }
 
     /// Whether the next job is likely to end as soon as it is begun.
@@ -111,7 +107,15 @@ impl Express {
     }
 
     /// Has a job begun by the runner.
+    ///
+    /// # Panics
+    /// The first time, outside of a tokio runtime.
     pub(crate) fn push(&self, job: Job) {
+        self.shared.runtime.get_or_init(Handle::current);
+        // Elsewhere: a job that keeps its thread may keep the timers of its runtime as well.
+        self.watch.get_or_init(|| {
+            AbortOnDropHandle::new(io::handle().spawn(watch(Arc::clone(&self.shared))))
+        });
         let mut waiting = self.shared.waiting();
         waiting.jobs.push_back(job);
         let unwatched = !std::mem::replace(&mut waiting.watched, true);
@@ -181,8 +185,11 @@ struct Runner {
 
 impl Runner {
     fn start(self) {
-        let runtime = self.shared.jobs_run_on.clone();
-        runtime.spawn(self.run());
+        // It is known from the first push on.
+        let runtime = self.shared.runtime.get().cloned();
+        if let Some(runtime) = runtime {
+            runtime.spawn(self.run());
+        }
     }
 
     /// Begins one job after the other until none is left, or another runner takes them.
@@ -374,8 +381,8 @@ mod tests {
     #[test]
     fn a_runtime_that_stands_still_is_given_one_runner_more() {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let express = runtime.block_on(async { quick() });
-        express.push(Box::pin(async {}));
+        let express = quick();
+        runtime.block_on(async { express.push(Box::pin(async {})) });
         let mut begun = None;
         for _ in 0..100 {
             express.shared.look(&mut begun);
@@ -412,12 +419,12 @@ mod tests {
     fn a_runtime_that_ends_drops_what_waits() {
         let kept = Arc::new(());
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let express = runtime.block_on(async { quick() });
+        let express = quick();
         let job = || {
             let kept = Arc::clone(&kept);
             Box::pin(async move { drop(kept) })
         };
-        express.push(job());
+        runtime.block_on(async { express.push(job()) });
         drop(runtime);
         express.push(job());
         assert_eq!(Arc::strong_count(&kept), 1);
