@@ -234,7 +234,7 @@ pub fn config(broker: &Broker, overrides: &Overrides) -> Result<Config, ConfigEr
     if let Some((cert, key)) = &broker.client_certificate {
         config = config.client_certificate(cert, key);
     }
-    config.secrets_from_env()
+    config.retention(broker.events).secrets_from_env()?.retention_from_env()
 }
 
 fn options(function: &Function, manifest: &Manifest) -> HandlerOptions {

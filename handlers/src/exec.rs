@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::anyhow;
@@ -20,11 +21,13 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use serde::Deserialize;
 use serde_json::Value;
+use serde_json::value::RawValue;
 use tracing::debug;
 
 use crate::batch;
 use crate::capture::{Capture, STDERR};
 use crate::process::{self, Ended};
+use crate::word::{self, Hears, Word};
 
 /// After exit code 75.
 const LATER: Duration = Duration::from_secs(10);
@@ -44,7 +47,7 @@ const LATER: Duration = Duration::from_secs(10);
 /// | any other, or a signal | failed: again by the retry policy |
 /// | standard output | JSON is the result, up to 16 MiB; of other text the last 4 kB, as a JSON string |
 /// | standard error | its last 3.5 kB are recorded with the failure |
-/// | file descriptor 3 | lines of JSON while it runs: `{"progress": …}` |
+/// | file descriptor 3 | lines of JSON while it runs: `{"progress": …}`, `{"emit": {"channel": …, "event": …, "data": …}}` |
 /// | timeout | TERM to its whole process group, KILL 5 s later |
 /// | what it leaves running | is ended the same way, and so is everything when the worker dies |
 ///
@@ -175,9 +178,9 @@ impl Exec {
         self,
     ) -> impl Fn(Bytes, Context<S>) -> BoxFuture<'static, JobResult<Output>> + Send + Sync + 'static
     {
-        let exec = std::sync::Arc::new(self);
+        let exec = Arc::new(self);
         move |payload, cx| {
-            let exec = std::sync::Arc::clone(&exec);
+            let exec = Arc::clone(&exec);
             async move {
                 let call = Call {
                     id: cx.id(),
@@ -189,7 +192,9 @@ impl Exec {
                     trace: cx.trace(),
                     payload: &payload,
                 };
-                exec.run(&call, |progress| cx.progress(progress)).await
+                let noted = cx.clone();
+                let on_progress = move |progress| noted.progress(progress);
+                word::heard(&cx, on_progress, |hears| exec.run(&call, hears)).await
             }
             .boxed()
         }
@@ -208,41 +213,41 @@ impl Exec {
     + Send
     + Sync
     + 'static {
-        let exec = std::sync::Arc::new(self);
+        let exec = Arc::new(self);
         move |items, cx| {
-            let exec = std::sync::Arc::clone(&exec);
-            async move { exec.run_batch(&items, &cx).await }.boxed()
+            let exec = Arc::clone(&exec);
+            async move { exec.run_batch(items, &cx).await }.boxed()
         }
     }
 
-    async fn run_batch<S>(
+    async fn run_batch<S: Send + Sync + 'static>(
         &self,
-        items: &[Item<Bytes>],
+        items: Vec<Item<Bytes>>,
         cx: &BatchContext<S>,
     ) -> BatchResult<Output> {
         let mut results = Results::new();
-        let jobs = batch::jobs(items, &mut results, batch::as_it_stands);
+        let jobs = batch::jobs(&items, &mut results, batch::as_it_stands);
         let mut command = self.bare_command();
         command.env("FOREBAY_JOB_KIND", cx.kind());
         command.env("FOREBAY_JOB_DEADLINE", deadline_ms(cx.remaining()).to_string());
         command.env("FOREBAY_BATCH_SIZE", items.len().to_string());
-        let on_progress = |progress| items.iter().for_each(|item| item.progress(&progress));
-        let answer = self.output_of(command, jobs.as_bytes(), on_progress).await?;
-        batch::read(&answer, items, results)
+        let items: Arc<[_]> = items.into();
+        let noted = Arc::clone(&items);
+        let on_progress =
+            move |progress| noted.iter().for_each(|item: &Item<Bytes>| item.progress(&progress));
+        let run = |hears| self.output_of(command, jobs.as_bytes(), hears);
+        let answer = word::heard(cx, on_progress, run).await?;
+        batch::read(&answer, &items, results)
     }
 
-    async fn run(&self, call: &Call<'_>, on_progress: impl Fn(Value)) -> JobResult<Output> {
-        self.output_of(self.command(call), call.payload, on_progress).await
+    async fn run(&self, call: &Call<'_>, hears: Hears) -> JobResult<Output> {
+        self.output_of(self.command(call), call.payload, hears).await
     }
 
-    async fn output_of(
-        &self,
-        command: Command,
-        input: &[u8],
-        on_progress: impl Fn(Value),
-    ) -> JobResult<Output> {
-        let on_line = |line: &[u8]| match serde_json::from_slice::<Event>(line) {
-            Ok(Event { progress: Some(progress) }) => on_progress(progress),
+    async fn output_of(&self, command: Command, input: &[u8], hears: Hears) -> JobResult<Output> {
+        let on_line = |line: &[u8]| match serde_json::from_slice::<Line>(line) {
+            Ok(Line { progress: Some(progress), .. }) => hears(Word::Progress(progress)),
+            Ok(Line { emit: Some(emit), .. }) => hears(word::emission(&emit)),
             _ => debug!(bytes = line.len(), "unknown line on descriptor 3"),
         };
         match process::run(command, input, on_line).await {
@@ -311,8 +316,9 @@ impl Exec {
 
 /// A line on descriptor 3.
 #[derive(Debug, Deserialize)]
-struct Event {
+struct Line {
     progress: Option<Value>,
+    emit: Option<Box<RawValue>>,
 }
 
 /// How a program ended, in words.
@@ -379,7 +385,12 @@ mod tests {
     }
 
     async fn run(exec: Exec) -> (JobResult<Output>, Vec<Value>) {
-        let noted = Mutex::new(Vec::new());
+        let noted = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&noted);
+        let hears: Hears = Arc::new(move |word| match word {
+            Word::Progress(progress) => kept.lock().unwrap().push(progress),
+            other => kept.lock().unwrap().push(json!(format!("{other:?}"))),
+        });
         let remaining = Duration::from_secs(60);
         let call = Call {
             id: "j1",
@@ -391,8 +402,9 @@ mod tests {
             trace: None,
             payload: b"{}",
         };
-        let result = exec.run(&call, |progress| noted.lock().unwrap().push(progress)).await;
-        (result, noted.into_inner().unwrap())
+        let result = exec.run(&call, hears).await;
+        let noted = noted.lock().unwrap().clone();
+        (result, noted)
     }
 
     fn message(fate: &Fate) -> &str {
@@ -556,6 +568,22 @@ mod tests {
         let (result, noted) = run(shell(script)).await;
         assert_eq!(result.unwrap(), Output::from_json("\"end\"\n"));
         assert_eq!(noted, [json!({ "pages": 1 }), json!(2)]);
+    }
+
+    #[tokio::test]
+    async fn what_channels_are_to_be_told_comes_the_same_way() {
+        let script = r#"
+            echo '{"emit": {"channel": "orders", "event": "paid", "data": {"n": 1.0}}}' >&3
+            echo '{"emit": {"channel": "orders"}}' >&3
+            echo '{"emit": {"channel": "orders", "event": "shipped"}}' >&3"#;
+        let (result, said) = run(shell(script)).await;
+        result.unwrap();
+        let paid =
+            r#"Emit(Emission { channel: "orders", event: "paid", data: RawValue({"n": 1.0}) })"#;
+        let shipped =
+            r#"Emit(Emission { channel: "orders", event: "shipped", data: RawValue(null) })"#;
+        let garbled = r#"Garbled(Error("missing field `event`", line: 1, column: 21))"#;
+        assert_eq!(said, [json!(paid), json!(garbled), json!(shipped)]);
     }
 
     #[tokio::test]

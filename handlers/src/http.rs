@@ -18,18 +18,26 @@ use futures_util::future::BoxFuture;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response, StatusCode, Url};
+use serde::Deserialize;
 use serde_json::json;
+use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
+use tracing::warn;
 
 use crate::batch;
 use crate::capture::{Capture, RESULT};
 use crate::signature::Secret;
+use crate::word::{self, Entries, Hears};
 
 /// How much of an answer goes into a failure.
 const EXCERPT: usize = 2 * 1024;
 
 /// The longest that `Retry-After` is believed.
 const LONGEST_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Says that the body of an answer is more than a result. A body alone could not: it may be what
+/// somebody sent, and is sent back.
+const EMIT: &str = "forebay-emit";
 
 /// Ours to set; configuration may not.
 const RESERVED: [&str; 6] = [
@@ -58,8 +66,12 @@ const RESERVED: [&str; 6] = [
 /// | any other 4xx, and 3xx | the job can never succeed: dead letter. Redirects are not followed |
 /// | none: refused, cut, too late | failed: again by the retry policy |
 ///
-/// A result of more than 16 MiB is not kept. Where requests go is fixed here and never by the
-/// payload. `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` are honoured except for this very machine.
+/// An answer with a header `forebay-emit` has the body `{"result": …, "emit": [{"channel": …,
+/// "event": …, "data": …}]}`, and tells those channels.
+///
+/// An answer of more than 16 MiB is not kept, and tells nothing. Where requests go is fixed here
+/// and never by the payload. `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` are honoured except for
+/// this very machine.
 ///
 /// ```
 /// use forebay_handlers::{Http, Secret};
@@ -160,7 +172,8 @@ impl Http {
                     ],
                     timeout: before(cx.remaining()),
                 };
-                http.run(call, payload).await
+                let answer = http.run(call, payload).await?;
+                word::heard(&cx, |_| {}, |hears| answer.told(hears)).await
             }
             .boxed()
         }
@@ -186,7 +199,7 @@ impl Http {
         }
     }
 
-    async fn run_batch<S>(
+    async fn run_batch<S: Send + Sync + 'static>(
         &self,
         items: &[Item<Bytes>],
         cx: &BatchContext<S>,
@@ -195,10 +208,11 @@ impl Http {
         let body = Bytes::from(batch::jobs(items, &mut results, batch::as_it_stands));
         let headers = self.headers_of_batch(cx.kind(), items, &body).map_err(JobError::reject)?;
         let answer = self.send(headers, before(cx.remaining()), body).await?;
+        let answer = word::heard(cx, |_| {}, |hears| answer.told(hears)).await?;
         batch::read(&answer, items, results)
     }
 
-    async fn run(&self, call: Call<'_>, payload: Bytes) -> JobResult<Output> {
+    async fn run(&self, call: Call<'_>, payload: Bytes) -> JobResult<Answer> {
         let headers = self.headers_of(call, &payload).map_err(JobError::reject)?;
         self.send(headers, call.timeout, payload).await
     }
@@ -208,7 +222,7 @@ impl Http {
         headers: HeaderMap,
         timeout: Duration,
         payload: Bytes,
-    ) -> JobResult<Output> {
+    ) -> JobResult<Answer> {
         let request = self.client.post(self.url.clone()).headers(headers).timeout(timeout);
         match request.body(payload).send().await {
             Ok(answer) => self.judge(answer).await,
@@ -260,7 +274,7 @@ impl Http {
     }
 
     /// What the status says.
-    async fn judge(&self, answer: Response) -> JobResult<Output> {
+    async fn judge(&self, answer: Response) -> JobResult<Answer> {
         let status = answer.status();
         if status.is_success() {
             return self.result(answer).await;
@@ -281,25 +295,67 @@ impl Http {
         })
     }
 
-    async fn result(&self, mut answer: Response) -> JobResult<Output> {
+    async fn result(&self, mut answer: Response) -> JobResult<Answer> {
+        let tells = answer.headers().contains_key(EMIT);
         let declared = answer.content_length();
         let mut body = Capture::new(RESULT);
         loop {
             match answer.chunk().await {
                 Ok(Some(chunk)) => body.push(&chunk),
-                Ok(None) => return Ok(body.into_output()),
+                Ok(None) => return Ok(Answer { output: body.into_output(), tells, cut: false }),
                 Err(error) => return Err(self.unanswered("an unfinished answer from", &error)),
             }
             if body.is_cut() {
                 let omitted = format!("the answer has more than {RESULT} bytes");
                 let note = json!({ "omitted": omitted, "bytes": declared });
-                return Ok(Output::from_json(note.to_string().into_bytes()));
+                let output = Output::from_json(note.to_string().into_bytes());
+                return Ok(Answer { output, tells, cut: true });
             }
         }
     }
 
     fn unanswered(&self, what: &str, error: &reqwest::Error) -> JobError {
         JobError::retry(anyhow!("{what} {}: {}", address(&self.url), causes(error)))
+    }
+}
+
+/// A good answer.
+#[derive(Debug)]
+struct Answer {
+    output: Output,
+    /// Its header says that its body is a result and what channels are to be told.
+    tells: bool,
+    /// Its body was too large; the result is a note of that.
+    cut: bool,
+}
+
+#[derive(Deserialize)]
+struct Telling<'a> {
+    #[serde(borrow, default)]
+    result: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    emit: Entries<'a>,
+}
+
+impl Answer {
+    /// The result, without what channels are to be told, which is.
+    async fn told(self, hears: Hears) -> JobResult<Output> {
+        if self.tells && self.cut {
+            warn!(limit = RESULT, "an answer is too large: the channels in it are not told");
+        }
+        if self.cut || !self.tells {
+            return Ok(self.output);
+        }
+        let body = self.output.json().map_or(&b"null"[..], AsRef::as_ref);
+        let telling: Telling<'_> = serde_json::from_slice(body).map_err(|error| {
+            JobError::reject(anyhow!(
+                "the answer has a header {EMIT}, and its body is not {{\"result\": …, \"emit\": \
+                 [{{\"channel\": …, \"event\": …, \"data\": …}}]}}: {error}"
+            ))
+        })?;
+        telling.emit.words().for_each(|word| hears(word));
+        let result = telling.result.map(|result| result.get().to_owned());
+        Ok(result.map_or_else(Output::none, Output::from_json))
     }
 }
 
@@ -434,6 +490,7 @@ mod tests {
     use forebay_worker::testing::{self, Fate};
     use forebay_worker::{Envelope, HandlerOptions, QueueOptions, Worker};
     use serde_json::Value;
+    use std::sync::Mutex;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
     use tokio::task::JoinHandle;
@@ -503,6 +560,55 @@ mod tests {
             Fate::Again { message, .. } | Fate::Dead { message, .. } => message,
             other => panic!("{other:?} has no message"),
         }
+    }
+
+    #[tokio::test]
+    async fn only_a_header_makes_more_of_an_answer_than_a_result() {
+        let body = r#"{"result": {"pages": 3}, "emit": []}"#;
+        let whole = serde_json::from_str(body).unwrap();
+        assert_eq!(fate_after("200 OK", "", body).await, Fate::Done(whole));
+        let said = fate_after("200 OK", "forebay-emit: 1\r\n", body).await;
+        assert_eq!(said, Fate::Done(json!({ "pages": 3 })));
+        let none = fate_after("200 OK", "forebay-emit: 1\r\n", "").await;
+        assert!(message(&none).contains("forebay-emit"), "{none:?}");
+        let text = fate_after("200 OK", "forebay-emit: 1\r\n", "thank you").await;
+        assert!(message(&text).contains("forebay-emit"), "{text:?}");
+    }
+
+    /// The result, and what the channels named in `answer` are told.
+    async fn told(answer: Answer) -> (JobResult<Output>, Vec<String>) {
+        let words = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&words);
+        let hears: Hears = Arc::new(move |word| kept.lock().unwrap().push(format!("{word:?}")));
+        let result = answer.told(hears).await;
+        let words = words.lock().unwrap().clone();
+        (result, words)
+    }
+
+    fn answered(body: String) -> Answer {
+        Answer { output: Output::from_json(body), tells: true, cut: false }
+    }
+
+    #[tokio::test]
+    async fn entries_that_cannot_be_read_are_handed_on_and_others_told() {
+        let good = r#"{"channel": "orders", "event": "paid", "data": 1.0}"#;
+        let body = format!("{{\"emit\": [7, {good}, {{}}], \"result\": 3.10}}");
+        let (result, words) = told(answered(body)).await;
+        assert_eq!(result.unwrap().json().unwrap(), "3.10");
+        let [seven, paid, empty] = &words[..] else { panic!("{words:?}") };
+        assert!(seven.starts_with("Garbled(") && empty.starts_with("Garbled("), "{words:?}");
+        assert!(paid.starts_with("Emit(") && paid.contains("orders"), "{paid}");
+    }
+
+    #[tokio::test]
+    async fn of_a_flood_of_entries_a_bounded_part_is_read() {
+        let (result, words) =
+            told(answered(format!("{{\"emit\": [{}0]}}", "0,".repeat(99_999)))).await;
+        assert_eq!(result.unwrap().json(), None);
+        assert_eq!(words.len(), 1_001);
+        assert_eq!(words[1_000], "Beyond(99000)");
+        let (result, words) = told(answered(r#"{"emit": {}}"#.to_owned())).await;
+        assert!(result.is_err() && words.is_empty());
     }
 
     #[tokio::test]
@@ -678,9 +784,13 @@ mod tests {
     #[tokio::test]
     async fn of_a_huge_result_only_the_size_is_kept() {
         let body = "x".repeat(RESULT + 1);
-        let Fate::Done(result) = fate_after("200 OK", "", &body).await else { panic!() };
-        assert_eq!(result["bytes"], json!(RESULT + 1));
-        assert_eq!(result["omitted"], "the answer has more than 16777216 bytes");
+        let emit = r#"{"channel": "orders", "event": "paid"}"#;
+        let telling = format!("{{\"result\": \"{body}\", \"emit\": [{emit}]}}");
+        for (headers, body) in [("", &body), ("forebay-emit: 1\r\n", &telling)] {
+            let Fate::Done(result) = fate_after("200 OK", headers, body).await else { panic!() };
+            assert_eq!(result["bytes"], json!(body.len()));
+            assert_eq!(result["omitted"], "the answer has more than 16777216 bytes");
+        }
     }
 
     #[test]

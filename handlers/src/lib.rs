@@ -39,6 +39,7 @@ mod telemetry;
 #[cfg(feature = "image")]
 mod thumbnail;
 mod wish;
+mod word;
 
 pub use digest::FileDigest;
 #[cfg(feature = "email")]

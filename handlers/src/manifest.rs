@@ -34,6 +34,11 @@
 //! lease = "30s"                   # and keep, recheck, patience, max_result, only_with_key,
 //!                                 # fail_open
 //!
+//! [events]                        # how long events are kept, if their stream must be declared
+//! max_age = "7days"
+//! max_size = "1GB"                # of all segments
+//! segment_size = "20MB"           # the oldest goes as a whole; the newest always stays
+//!
 //! [queues.default]                # `default` exists without being named; every other queue that
 //!                                 # a function uses needs its section, which may be empty
 //! concurrency = 16                # jobs at once in this process; default 4 × cores
@@ -106,7 +111,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use forebay_producer::check_queue_name;
-use forebay_worker::{Config, ConfigError, Declare, QueueOptions, QueueType};
+use forebay_worker::{Config, ConfigError, Declare, QueueOptions, QueueType, Retention};
 use toml::de::{DeTable, DeValue};
 
 pub use fault::{Fault, Faults};
@@ -159,6 +164,8 @@ pub struct Broker {
     pub ca_file: Option<PathBuf>,
     /// The files with our certificate and its key.
     pub client_certificate: Option<(PathBuf, PathBuf)>,
+    /// `[events]`: how long they are kept.
+    pub events: Retention,
 }
 
 /// `[worker]`.
@@ -300,6 +307,7 @@ fn read(text: &str, file: &Path) -> (Manifest, Vec<Fault>) {
         idempotency: root.table("idempotency").and_then(idempotency::read),
         ..Manifest::default()
     };
+    manifest.broker.events = root.table("events").map(read_events).unwrap_or_default();
     for (name, section) in root.tables("queues") {
         manifest.queues.insert(name.clone(), read_queue(&name, section));
     }
@@ -317,6 +325,21 @@ fn read(text: &str, file: &Path) -> (Manifest, Vec<Fault>) {
     give_queues(&mut manifest, &report);
     server::check_servers(&manifest, &report);
     (manifest, report.into_faults())
+}
+
+fn read_events(mut section: Section<'_, '_>) -> Retention {
+    let mut kept = Retention::default();
+    if let Some(age) = section.get("max_age", units::duration) {
+        kept.max_age = age;
+    }
+    if let Some(size) = section.get("max_size", units::size) {
+        kept.max_bytes = size as u64;
+    }
+    if let Some(size) = section.get("segment_size", units::size) {
+        kept.segment_bytes = size as u64;
+    }
+    section.finish();
+    kept
 }
 
 /// One fault a line: a broken line often breaks the parser twice.
@@ -362,6 +385,7 @@ fn read_broker(mut section: Section<'_, '_>, folder: &Path) -> Broker {
         password_file: section.get("password_file", |value| path(value, folder)),
         ca_file: section.get("ca_file", |value| path(value, folder)),
         client_certificate,
+        events: Retention::default(),
     };
     section.finish();
     broker

@@ -24,9 +24,10 @@ use tokio_util::sync::DropGuard;
 
 use crate::batch;
 use crate::exec::{Exec, MissingProgram, deadline_ms};
+use crate::word::{self, Hears};
 use pool::Pool;
 use protocol::{Answer, BatchTask, Task, Then};
-use roster::{OnProgress, Reply};
+use roster::Reply;
 
 /// For jobs whose process was ended through no fault of theirs.
 const SOON: Duration = Duration::from_secs(1);
@@ -217,9 +218,9 @@ impl Server {
         let payload = std::str::from_utf8(payload)
             .map_err(|error| JobError::reject(anyhow!("the payload is not UTF-8: {error}")))?;
         let noted = cx.clone();
-        let on_progress = Arc::new(move |progress| noted.progress(progress));
+        let on_progress = move |progress| noted.progress(progress);
         let line = |run: &str| protocol::job_line(&task(run, cx), payload);
-        self.hand_over(cx.remaining(), on_progress, line).await
+        word::heard(cx, on_progress, |hears| self.hand_over(cx.remaining(), hears, line)).await
     }
 
     async fn run_batch<S: Send + Sync + 'static>(
@@ -232,7 +233,7 @@ impl Server {
         let items: Arc<[_]> = items.into();
         let noted = Arc::clone(&items);
         let on_progress =
-            Arc::new(move |progress| noted.iter().for_each(|item| item.progress(&progress)));
+            move |progress| noted.iter().for_each(|item: &Item<Bytes>| item.progress(&progress));
         let line = |run: &str| {
             let (kind, queue) = (cx.kind(), cx.queue());
             protocol::batch_line(
@@ -240,7 +241,8 @@ impl Server {
                 &jobs,
             )
         };
-        let answer = self.hand_over(cx.remaining(), on_progress, line).await?;
+        let run = |hears| self.hand_over(cx.remaining(), hears, line);
+        let answer = word::heard(cx, on_progress, run).await?;
         batch::read(&answer, &items, results)
     }
 
@@ -248,13 +250,13 @@ impl Server {
     async fn hand_over(
         &self,
         remaining: Duration,
-        on_progress: OnProgress,
+        hears: Hears,
         line: impl FnOnce(&str) -> Vec<u8>,
     ) -> JobResult<Output> {
         self.start();
         // So that whichever process takes it has at least as long for it.
         let patience = remaining / 2;
-        let Ok(mut place) = timeout(patience, self.pool.place(on_progress)).await else {
+        let Ok(mut place) = timeout(patience, self.pool.place(hears)).await else {
             return Err(self.untaken(patience));
         };
         let run = place.run.to_string();

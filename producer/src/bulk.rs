@@ -114,7 +114,7 @@ impl<'a> Run<'a> {
     fn begin<J: Job>(&mut self, job: &J) {
         let place = self.taken;
         self.taken += 1;
-        let options = PublishOptions::new().queue_unless_set(J::QUEUE);
+        let options = PublishOptions::new().of_type::<J>();
         let envelope = encode(job).and_then(|payload| {
             options.into_envelope(&self.producer.config, J::KIND, payload, SystemTime::now())
         });
@@ -131,14 +131,19 @@ impl<'a> Run<'a> {
             return self.end(place, &span, Err(error));
         }
         let (began, deadline) = (Instant::now(), producer.deadline());
+        let tracked = envelope.track;
         let message = producer.message(envelope, Destination::Queue);
-        if let Some(token) = self.bulk.post(place, &message) {
+        if !tracked && let Some(token) = self.bulk.post(place, &message) {
             let flying = Flying { message, _waited_for: token, began, deadline, span };
             self.flying.insert(place, flying);
         } else {
             let sending = async move {
                 let sent = producer.send_message(&message, Destination::Queue, deadline);
                 let sent = sent.instrument(span.clone()).await;
+                if sent.is_ok() {
+                    let queue = Destination::Queue;
+                    producer.tell_queued_by(&message.envelope, queue, deadline).await;
+                }
                 (place, span, sent)
             };
             self.single.push(sending.boxed());

@@ -2,6 +2,7 @@
 //! In: a URL, or the environment. Out: a [`Config`] that the producer and the worker share.
 
 mod hosts;
+mod retention;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -15,7 +16,7 @@ use tokio::time::Instant;
 pub(crate) use self::hosts::address;
 use crate::access::Access;
 use crate::wire::signature::{InvalidKeys, SigningKeys};
-use crate::wire::topology::{InvalidName, QueueType, Topology};
+use crate::wire::topology::{InvalidName, QueueType, Retention, Topology};
 
 const DEFAULT_URL: &str = "amqp://guest:guest@127.0.0.1:5672/%2f";
 
@@ -46,6 +47,7 @@ pub struct Config {
     pub(crate) payload_limit: usize,
     pub(crate) patience: Duration,
     pub(crate) queue_types: HashMap<String, QueueType>,
+    pub(crate) retention: Retention,
 }
 
 /// What Forebay may declare on the broker.
@@ -130,13 +132,14 @@ impl Config {
             payload_limit: 16 * 1024 * 1024,
             patience: Duration::from_secs(10),
             queue_types: HashMap::new(),
+            retention: Retention::default(),
         })
     }
 
     /// Reads `AMQP_URL` (default `amqp://guest:guest@127.0.0.1:5672/%2f`), `FOREBAY_NAMESPACE`
     /// (default `forebay`), `FOREBAY_DECLARE` (`auto` or `never`), `FOREBAY_STRICT_TOPOLOGY`
-    /// (`true` or `false`), and what [`Config::secrets_from_env`] does. An empty variable counts as
-    /// none.
+    /// (`true` or `false`), and what [`Config::secrets_from_env`] and
+    /// [`Config::retention_from_env`] do. An empty variable counts as none.
     ///
     /// # Errors
     /// [`ConfigError`] naming the variable.
@@ -175,7 +178,7 @@ impl Config {
 
     fn from_lookup(look: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let url = look("AMQP_URL").unwrap_or_else(|| DEFAULT_URL.to_owned());
-        let mut config = Self::new(&url)?.secrets_from(&look)?;
+        let mut config = Self::new(&url)?.secrets_from(&look)?.retention_from(&look)?;
         if let Some(namespace) = look("FOREBAY_NAMESPACE") {
             config = config.namespace(&namespace)?;
         }
@@ -293,6 +296,19 @@ impl Config {
     pub fn queue_type(mut self, queue: &str, queue_type: QueueType) -> Self {
         self.queue_types.insert(queue.to_owned(), queue_type);
         self
+    }
+
+    /// Sets how long events are kept, if their stream has to be declared. Default: 7 days, and no
+    /// more than 1 GB.
+    #[must_use]
+    pub fn retention(mut self, retention: Retention) -> Self {
+        self.retention = retention;
+        self
+    }
+
+    /// How long events are kept, if their stream has to be declared.
+    pub fn kept(&self) -> &Retention {
+        &self.retention
     }
 
     /// How a queue is kept if it has to be declared.

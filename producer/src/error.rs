@@ -103,11 +103,23 @@ pub enum TopologyError {
     /// It is missing and we may not declare it.
     #[error(
         "{what} does not exist and FOREBAY_DECLARE=never keeps us from declaring it; have an \
-         administrator run `forebay topology apply`"
+         administrator run `forebay topology apply{}`",
+        if what.starts_with("stream") { " --events" } else { "" }
     )]
     Missing {
         /// What is missing.
         what: String,
+    },
+    /// The broker has no such thing as it is set up.
+    #[error(
+        "the broker cannot have {what}: {because}; enable the feature flag on it (`rabbitmqctl \
+         enable_feature_flag stream_queue`)"
+    )]
+    Unsupported {
+        /// What was to be declared.
+        what: String,
+        /// The broker's words.
+        because: String,
     },
     /// No connection, or it was lost on the way.
     #[error(transparent)]
@@ -118,6 +130,86 @@ pub enum TopologyError {
         /// What was to be declared.
         what: String,
         /// What happened.
+        because: String,
+    },
+}
+
+/// Why an event is not, or perhaps not, on the stream.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EmitError {
+    /// The channel's or the event's name is not allowed; nothing was sent.
+    #[error(transparent)]
+    Name(#[from] InvalidName),
+    /// The data does not turn into JSON; nothing was sent.
+    #[error("the event's data does not turn into JSON: {0}")]
+    Encode(String),
+    /// Larger than allowed; nothing was sent.
+    #[error(
+        "the event is too large: {bytes} bytes, {limit} are allowed; put the data elsewhere and \
+         tell where it is"
+    )]
+    TooLarge {
+        /// Its size in bytes.
+        bytes: usize,
+        /// The most that is allowed.
+        limit: usize,
+    },
+    /// No room among the events that wait already; nothing was sent.
+    #[error("1,000 events, or 8 MiB of them, wait already")]
+    Crowded,
+    /// The stream of events is not there, and could not be declared.
+    #[error(transparent)]
+    Topology(#[from] TopologyError),
+    /// The user may not tell events.
+    #[error(
+        "the broker does not let this user tell events: {because}; grant `write` on the exchange \
+         (docs/wire.md, Permissions)"
+    )]
+    Denied {
+        /// The broker's words.
+        because: String,
+    },
+    /// The broker said no (`basic.nack`).
+    #[error("the broker refused the event; look at its log")]
+    Refused,
+    /// The broker closed the channel over this one event.
+    #[error("the broker does not take the event: {because}")]
+    Unacceptable {
+        /// The broker's words.
+        because: String,
+    },
+    /// No confirm in time.
+    #[error("the event was not confirmed in time ({because})")]
+    Unconfirmed {
+        /// The event's id.
+        id: String,
+        /// Whether it may be on the stream, or come there.
+        may_have_arrived: bool,
+        /// What kept the confirm.
+        because: String,
+    },
+}
+
+/// Why the stream of events cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StreamError {
+    /// The broker does not let us in, or the connection was closed by us.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// It is not there, and could not be declared.
+    #[error(transparent)]
+    Topology(#[from] TopologyError),
+    /// The broker does not let us read it.
+    #[error(
+        "cannot read stream `{stream}`: {because}; grant this user `read` on it (docs/wire.md, \
+         Permissions)"
+    )]
+    Denied {
+        /// Its full name.
+        stream: String,
+        /// The broker's words.
         because: String,
     },
 }

@@ -6,6 +6,7 @@ pub mod dead;
 
 pub mod declare;
 mod dial;
+pub(crate) mod emitter;
 pub mod examine;
 pub mod fault;
 pub mod greeting;
@@ -16,6 +17,7 @@ pub mod publisher;
 pub mod remove;
 pub(crate) mod returned;
 pub(crate) mod sieve;
+pub mod stream;
 mod tls;
 pub mod transition;
 pub(crate) mod window;

@@ -11,6 +11,7 @@ use crate::error::PublishError;
 use crate::wire::delay::Delay;
 use crate::wire::envelope::{Envelope, as_ms, to_ms};
 use crate::wire::failure::beginning;
+use crate::wire::job::Job;
 use crate::wire::topology::{check_kind, check_queue_name};
 use crate::wire::trace::TraceContext;
 
@@ -39,6 +40,8 @@ pub struct PublishOptions {
     when: Option<When>,
     expires: Option<Expiry>,
     key: Option<String>,
+    owner: Option<String>,
+    track: Option<bool>,
     headers: Vec<(String, String)>,
     traceparent: Option<String>,
     tracestate: Option<String>,
@@ -113,6 +116,25 @@ impl PublishOptions {
         self
     }
 
+    /// Says whose job it is, at most 255 bytes: a user or a tenant, as your program knows them. It
+    /// stays on the job and stands in its events, so that a gateway shows them to nobody else.
+    pub fn owner(mut self, owner: impl Into<String>) -> Self {
+        self.owner = Some(owner.into());
+        self
+    }
+
+    /// Tells what happens to the job as events (`queued`, `started`, `progress`, `retrying`,
+    /// `succeeded` with its result, `dead` with the reason), to be read with
+    /// [`EventLog`](crate::EventLog), `forebay follow` and the gateway. Default: the job type's
+    /// [`TRACK`](crate::Job::TRACK); for a kind known only at run time `false`.
+    ///
+    /// A tracked publish returns when its event `queued` is confirmed too, or 5 s after the job is:
+    /// an event that cannot be told is logged and counted, and never fails the publish.
+    pub fn track(mut self, track: bool) -> Self {
+        self.track = Some(track);
+        self
+    }
+
     /// Adds a header of your own; it stays on the job through retries and redrives.
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.headers.push((name.into(), value.into()));
@@ -159,8 +181,10 @@ impl PublishOptions {
         self
     }
 
-    pub(crate) fn queue_unless_set(mut self, queue: &str) -> Self {
-        self.queue.get_or_insert_with(|| queue.to_owned());
+    /// What the job's type says, where nothing else was said.
+    pub(crate) fn of_type<J: Job>(mut self) -> Self {
+        self.queue.get_or_insert_with(|| J::QUEUE.to_owned());
+        self.track.get_or_insert(J::TRACK);
         self
     }
 
@@ -187,6 +211,8 @@ impl PublishOptions {
             envelope.id = checked("id", id)?;
         }
         envelope.idempotency_key = self.key.map(|key| checked("key", key)).transpose()?;
+        envelope.owner = self.owner.map(|owner| checked("owner", owner)).transpose()?;
+        envelope.track = self.track.unwrap_or_default();
         envelope.correlation_id =
             self.correlation_id.map(|id| checked("correlation id", id)).transpose()?;
         envelope.reply_to = self.reply_to;

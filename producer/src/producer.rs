@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::Stream;
+use serde::Serialize;
 use tokio::time::Instant;
 #[cfg(not(feature = "otel"))]
 use tracing::Span;
@@ -13,18 +14,23 @@ use tracing::debug;
 
 use crate::bulk;
 use crate::config::{Config, after};
-use crate::error::{BulkError, ConnectError, PublishError, TopologyError};
+use crate::error::{BulkError, ConnectError, EmitError, PublishError, TopologyError};
 use crate::link::connection::Link;
 use crate::link::declare::Declarer;
+use crate::link::emitter::{Emitter, Wanted};
 use crate::link::fault::Fault;
 use crate::link::publisher::{Answer, Message, NoAnswer, Publisher};
 use crate::options::{PublishOptions, check_id};
 use crate::telemetry::PublishMeter;
 use crate::wire::delay::Delay;
 use crate::wire::envelope::{CARRIED_BYTES, Envelope};
+use crate::wire::event::{Event, event_data};
 use crate::wire::job::Job;
 use crate::wire::topology::{QueueType, Topology, check_queue_name};
 use crate::wire::trace::TraceContext;
+
+/// So long is an event waited for that nobody asked to wait for.
+const TELL: Duration = Duration::from_secs(5);
 
 /// Publishes jobs with confirms; clones share one connection, which is opened at first need.
 ///
@@ -70,6 +76,7 @@ pub struct Producer {
     link: Link,
     pub(crate) publisher: Publisher,
     declarer: Declarer,
+    emitter: Emitter,
     pub(crate) meter: Arc<PublishMeter>,
     trace: Option<Arc<TraceContext>>,
     jobs_exchange: Arc<str>,
@@ -104,10 +111,12 @@ impl Producer {
     /// Makes a producer and starts to connect in the background; never fails and never waits.
     pub fn new(config: &Config) -> Self {
         let link = Link::open(config, "publish");
+        let declarer = Declarer::new(link.clone(), config);
         Self {
             config: Arc::new(config.clone()),
             publisher: Publisher::new(link.clone()),
-            declarer: Declarer::new(link.clone(), config),
+            emitter: Emitter::new(config),
+            declarer,
             meter: Arc::new(PublishMeter::new()),
             link,
             trace: None,
@@ -151,7 +160,7 @@ impl Producer {
         job: &J,
         options: PublishOptions,
     ) -> Result<Receipt, PublishError> {
-        self.publish_raw(J::KIND, encode(job)?, options.queue_unless_set(J::QUEUE)).await
+        self.publish_raw(J::KIND, encode(job)?, options.of_type::<J>()).await
     }
 
     /// Publishes a payload that is JSON already, for a kind known only at run time. Queue: the
@@ -170,8 +179,86 @@ impl Producer {
             options.into_envelope(&self.config, kind, payload, SystemTime::now())?;
         let destination = delay.map_or(Destination::Queue, Destination::Later);
         let (id, queue) = (envelope.id.clone(), envelope.queue.clone());
+        let queued = envelope.track.then(|| Event::queued(&envelope, delay.map(Delay::duration)));
         self.send_traced(envelope, destination, deadline).await?;
+        if let Some(queued) = queued {
+            Box::pin(self.tell_by(queued, deadline)).await;
+        }
         Ok(Receipt { id, queue, delay: delay.map(Delay::duration) })
+    }
+
+    /// Tells a channel something: whoever reads it, by the gateway, [`EventLog`](crate::EventLog) or
+    /// `forebay follow --channel`, now or later, gets the event with this name and data. `Ok` means
+    /// that the broker has confirmed it. A handler does it with `cx.emit`, which says who told it.
+    ///
+    /// Channels and names are 1 to 200 characters of `a-z`, `A-Z`, `0-9` and `. _ - : @ /`, the
+    /// whole event at most 64 KiB.
+    ///
+    /// # Errors
+    /// [`EmitError`], at the publish deadline at the latest.
+    pub async fn emit(
+        &self,
+        channel: &str,
+        event: &str,
+        data: &impl Serialize,
+    ) -> Result<(), EmitError> {
+        let data = event_data(data).map_err(|error| EmitError::Encode(error.to_string()))?;
+        self.emit_event(Event::of_channel(channel, event, data)?, self.deadline()).await
+    }
+
+    /// Tells an event as it stands, and waits until the broker has confirmed it.
+    ///
+    /// # Errors
+    /// As [`Producer::emit`], by `deadline` at the latest.
+    pub async fn emit_event(&self, event: Event, deadline: Instant) -> Result<(), EmitError> {
+        self.emitter.emit(event, Wanted::Awaited, deadline).await
+    }
+
+    /// Tells an event that somebody asked for, and waits until that is confirmed, for 5 s at most.
+    /// After that it is told nevertheless if the broker comes back soon, and until an event is
+    /// confirmed again nobody waits: events are told as by [`Producer::post_event`]. One that is lost
+    /// is counted and logged.
+    pub async fn tell_event(&self, event: Event) {
+        self.tell_by(event, self.deadline()).await;
+    }
+
+    async fn tell_by(&self, event: Event, deadline: Instant) {
+        self.emitter.tell(event, deadline.min(Instant::now() + TELL)).await;
+    }
+
+    /// Leaves an event to be told soon, and does not wait. Up to 1,000 events and 8 MiB wait or are
+    /// under way; those beyond that, and those that the broker has not confirmed by the publish
+    /// deadline, are lost: they are counted and logged.
+    pub fn post_event(&self, event: Event) {
+        self.emitter.post(event, Wanted::Asked);
+    }
+
+    /// As [`Producer::post_event`], for an event that nobody asked for, such as a failure of a job
+    /// that is not tracked: where it cannot be told, only the metric says so.
+    pub fn mention_event(&self, event: Event) {
+        self.emitter.post(event, Wanted::InCase);
+    }
+
+    /// Tells that a job was published that asks for it, for those who publish with
+    /// [`Producer::send`] what is new: [`Producer::publish`] does it by itself. Returns when that is
+    /// confirmed, after 5 s at the latest; waits as [`Producer::tell_event`] does.
+    pub async fn tell_queued(&self, envelope: &Envelope, destination: Destination) {
+        self.tell_queued_by(envelope, destination, self.deadline()).await;
+    }
+
+    pub(crate) async fn tell_queued_by(
+        &self,
+        envelope: &Envelope,
+        destination: Destination,
+        deadline: Instant,
+    ) {
+        if envelope.track {
+            let delay = match destination {
+                Destination::Later(delay) => Some(delay.duration()),
+                _ => None,
+            };
+            self.tell_by(Event::queued(envelope, delay), deadline).await;
+        }
     }
 
     /// Publishes a stream of jobs, up to 1,000 at a time, and returns how many there were once all
@@ -325,10 +412,12 @@ impl Producer {
         &self.link
     }
 
-    /// Closes the connection once what was published is confirmed or given up by its callers.
+    /// Closes the connection once what was published is confirmed or given up by its callers, and
+    /// events that nobody waits for are told, or 5 s have passed.
     pub async fn close(&self) {
+        self.emitter.idle(self.deadline().min(Instant::now() + TELL)).await;
         self.publisher.idle(self.deadline()).await;
-        self.link.close().await;
+        tokio::join!(self.emitter.close(), self.link.close());
     }
 
     /// What [`Producer::with_trace`] was given.
@@ -336,7 +425,8 @@ impl Producer {
         self.trace.as_deref()
     }
 
-    pub(crate) fn deadline(&self) -> Instant {
+    /// By when a publish that begins now is confirmed, or has failed.
+    pub fn deadline(&self) -> Instant {
         after(self.config.publish_deadline)
     }
 

@@ -13,6 +13,8 @@ const CONNECTION_UP: &str = "forebay_connection_up";
 const CONNECTION_BLOCKED: &str = "forebay_connection_blocked";
 const RECONNECTS: &str = "forebay_reconnects_total";
 const PUBLISHES: &str = "forebay_publishes_total";
+const EVENTS: &str = "forebay_events_total";
+const EVENTS_READ: &str = "forebay_events_read_total";
 const CONFIRM_DURATION: &str = "forebay_confirm_duration_seconds";
 
 /// Tells the installed recorder units and meanings of this crate's metrics.
@@ -29,6 +31,8 @@ pub fn describe_metrics() {
     );
     describe_counter!(RECONNECTS, one, "Connections that were lost and opened again.");
     describe_counter!(PUBLISHES, one, "Publishes that ended, by how.");
+    describe_counter!(EVENTS, one, "Events that were told, or lost on the way, by outcome.");
+    describe_counter!(EVENTS_READ, one, "Messages that came off the stream of events, by outcome.");
     describe_histogram!(
         CONFIRM_DURATION,
         Unit::Seconds,
@@ -89,6 +93,50 @@ fn step(gauge: &Gauge, before: bool, now: bool) {
         (false, true) => gauge.increment(1.0),
         (true, false) => gauge.decrement(1.0),
         _ => {}
+    }
+}
+
+/// The numbers of one producer's events.
+#[derive(Debug)]
+pub(crate) struct EventMeter {
+    confirmed: Counter,
+    lost: Counter,
+}
+
+impl EventMeter {
+    pub(crate) fn new() -> Self {
+        let count = |outcome: &'static str| metrics::counter!(EVENTS, "outcome" => outcome);
+        Self { confirmed: count("confirmed"), lost: count("lost") }
+    }
+
+    pub(crate) fn confirmed(&self) {
+        self.confirmed.increment(1);
+    }
+
+    pub(crate) fn lost(&self) {
+        self.lost.increment(1);
+    }
+}
+
+/// The numbers of the readers of the stream of events.
+#[derive(Debug)]
+pub(crate) struct StreamMeter {
+    read: Counter,
+    malformed: Counter,
+}
+
+impl StreamMeter {
+    pub(crate) fn new() -> Self {
+        let count = |outcome: &'static str| metrics::counter!(EVENTS_READ, "outcome" => outcome);
+        Self { read: count("read"), malformed: count("malformed") }
+    }
+
+    pub(crate) fn read(&self) {
+        self.read.increment(1);
+    }
+
+    pub(crate) fn malformed(&self) {
+        self.malformed.increment(1);
     }
 }
 

@@ -146,7 +146,7 @@ async fn delete(config: Config, queues: HashSet<String>) {
     let link = Link::open(&config, "test clean-up");
     let Ok(opened) = link.channel(Instant::now() + Duration::from_secs(10)).await else { return };
     let (channel, topology) = (opened.channel, config.topology());
-    let mut names: Vec<String> = vec![topology.unrouted()];
+    let mut names: Vec<String> = vec![topology.unrouted(), topology.events()];
     for queue in &queues {
         names.extend([topology.queue(queue), topology.dead_queue(queue)]);
     }

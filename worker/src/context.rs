@@ -6,15 +6,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use forebay_producer::link::after;
 #[cfg(feature = "otel")]
 use forebay_producer::otel;
-use forebay_producer::{Config, Envelope, Producer, TraceContext};
+use forebay_producer::wire::event::event_data;
+use forebay_producer::{Config, EmitError, Envelope, Event, EventKind, Producer, TraceContext};
 use serde::Serialize;
 use serde_json::Value;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{self, Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{Span, debug};
+
+use crate::telling::Telling;
 
 /// A handler's surroundings: shared state, facts about the job, its deadline, a producer.
 ///
@@ -36,6 +40,8 @@ pub(crate) struct Run<S> {
     thread: Mutex<Option<CancellationToken>>,
     /// The number of the claim that the run has, once it is known; see [`Context::claim_number`].
     claim: OnceLock<u64>,
+    /// Of a tracked job.
+    telling: Option<Arc<Telling>>,
     /// The handler found that its work was done before.
     duplicate: AtomicBool,
     /// The producer for follow-up jobs; made when it is first asked for.
@@ -51,6 +57,7 @@ impl<S> Context<S> {
         cancelled: CancellationToken,
         producers: Arc<LazyProducer>,
     ) -> Self {
+        let telling = envelope.track.then(|| Telling::new(Arc::clone(&producers)));
         let run = Run {
             state,
             envelope,
@@ -61,6 +68,7 @@ impl<S> Context<S> {
             place: Mutex::default(),
             thread: Mutex::default(),
             claim: OnceLock::new(),
+            telling,
             duplicate: AtomicBool::new(false),
             producer: OnceLock::new(),
             span: Span::current(),
@@ -106,6 +114,18 @@ impl<S> Context<S> {
     #[cfg_attr(not(feature = "postgres"), expect(dead_code, reason = "the inbox asks for it"))]
     pub(crate) fn namespace(&self) -> &str {
         self.run.producers.namespace()
+    }
+
+    pub(crate) fn tell_started(&self) {
+        if let Some(telling) = &self.run.telling {
+            telling.begins(Event::started(&self.run.envelope));
+        }
+    }
+
+    pub(crate) fn tell_no_more(&self) {
+        if let Some(telling) = &self.run.telling {
+            telling.no_more();
+        }
     }
 
     /// The worker's own producer, of no trace.
@@ -211,15 +231,50 @@ impl<S> Context<S> {
 
     /// Notes how far the job is: shown by [`Controls::running`](crate::Controls::running) and
     /// logged at debug level. Only the newest is kept.
+    ///
+    /// Of a job that is tracked it is told as an event, too: up to ten times a second, and then the
+    /// newest. It is not waited for, and not confirmed to the handler.
     pub fn progress(&self, progress: impl Serialize) {
         let progress = serde_json::to_value(progress).unwrap_or(Value::Null);
         debug!(job.id = self.id(), job.kind = self.kind(), %progress, "progress");
+        if let Some(telling) = &self.run.telling
+            && let Ok(data) = event_data(&progress)
+        {
+            telling.progress(Event::of_job(EventKind::Progress, &self.run.envelope, data));
+        }
         *self.run.progress.lock().unwrap_or_else(PoisonError::into_inner) = Some(progress);
     }
 
     /// The newest progress noted.
     pub fn last_progress(&self) -> Option<Value> {
         self.run.progress.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Tells a channel something: whoever reads it, by the gateway or `forebay follow --channel`,
+    /// now or later, gets the event with this name and data, and which job told it. `Ok` means that
+    /// the broker has confirmed it. A run that is repeated tells it again.
+    ///
+    /// Any job may do so, tracked or not. Channels and names are 1 to 200 characters of `a-z`,
+    /// `A-Z`, `0-9` and `. _ - : @ /`, the whole event at most 64 KiB.
+    ///
+    /// ```no_run
+    /// # async fn example(cx: forebay_worker::Context<()>) -> forebay_worker::JobResult {
+    /// cx.emit("order:4711", "paid", &serde_json::json!({ "by": "card" })).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`EmitError`], at the publish deadline or the job's at the latest. A handler that does not
+    /// depend on it may go on.
+    pub async fn emit(
+        &self,
+        channel: &str,
+        event: &str,
+        data: &impl Serialize,
+    ) -> Result<(), EmitError> {
+        let told = told_by(&self.run.envelope, channel, event, data)?;
+        let by = self.run.deadline.min(after(self.run.producers.config.deadline()));
+        self.run.producers.get().emit_event(told, by).await
     }
 
     /// A producer for follow-up jobs, with the worker's own connection, opened at first use. What
@@ -257,6 +312,17 @@ impl<S> Context<S> {
     pub fn span(&self) -> &Span {
         &self.run.span
     }
+}
+
+/// What a job tells a channel.
+pub(crate) fn told_by(
+    job: &Envelope,
+    channel: &str,
+    event: &str,
+    data: &impl Serialize,
+) -> Result<Event, EmitError> {
+    let data = event_data(data).map_err(|error| EmitError::Encode(error.to_string()))?;
+    Ok(Event::of_channel(channel, event, data)?.told_by(job))
 }
 
 impl<S> Clone for Context<S> {

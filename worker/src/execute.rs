@@ -175,12 +175,15 @@ impl<S: Send + Sync + 'static> App<S> {
         cx: &Context<S>,
         timeout: Duration,
     ) -> Outcome {
+        cx.tell_started();
         let given = cx.clone();
         // Called inside the future, so that a panic before the first await is caught as well.
         let chain = Next::new(Arc::clone(&self.middleware), ready);
         let run = AssertUnwindSafe(async move { chain.run(given).await }).catch_unwind();
         let timed = time::timeout_at(cx.deadline(), run);
-        match cx.stop().run_until_cancelled(timed).await {
+        let ended = cx.stop().run_until_cancelled(timed).await;
+        cx.tell_no_more();
+        match ended {
             None => Outcome::Cancelled,
             Some(Err(_)) => Outcome::TimedOut(timeout),
             Some(Ok(Err(panic))) => Outcome::Panicked(panic_message(panic.as_ref())),

@@ -157,7 +157,8 @@ impl Shared {
             return None;
         }
         let stands = begun.replace(waiting.begun) == Some(waiting.begun);
-        let wanted = stands && !std::mem::replace(&mut waiting.fresh, stands);
+        let wanted = stands && !waiting.fresh;
+        waiting.fresh |= wanted;
         Some(wanted.then(|| self.another(&mut waiting)))
     }
 

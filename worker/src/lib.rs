@@ -29,8 +29,10 @@ mod runtime;
 mod settle;
 mod status;
 mod telemetry;
+mod telling;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod told;
 mod verdict;
 
 pub use batch::{BatchContext, BatchOptions, BatchResult, Item, Results};
@@ -38,8 +40,9 @@ pub use builder::{QueueOptions, WorkerBuilder};
 pub use context::Context;
 pub use error::{BuildError, JobError, JobResult, RunError};
 pub use forebay_producer::{
-    CallError, Config, ConfigError, ConnectError, Declare, Envelope, Failure, InvalidKeys, Job,
-    Producer, PublishError, PublishOptions, QueueType, Reason, Receipt, SigningKeys, TraceContext,
+    CallError, Config, ConfigError, ConnectError, Declare, EmitError, Envelope, Failure,
+    InvalidKeys, Job, Producer, PublishError, PublishOptions, QueueType, Reason, Receipt,
+    Retention, SigningKeys, TraceContext,
 };
 pub use handler::{HandlerOptions, Output, without_value};
 pub use idempotency::Idempotency;

@@ -4,7 +4,8 @@
 
 use std::time::Duration;
 
-use forebay_producer::{Destination, Envelope, Producer, PublishError};
+use forebay_producer::{Destination, Envelope, Event, Producer, PublishError};
+use futures_util::future::join;
 use serde_json::json;
 use tokio::time::{self, Instant};
 use tracing::{debug, error, warn};
@@ -13,6 +14,7 @@ use crate::acker::How;
 use crate::context::LazyProducer;
 use crate::generation::Generation;
 use crate::handler::Output;
+use crate::told;
 use crate::verdict::Verdict;
 
 const PAUSE: Duration = Duration::from_secs(2);
@@ -52,8 +54,8 @@ impl Settlement<'_> {
     /// delivery whose generation has ended is the broker's again, and nothing is done.
     pub(crate) async fn apply(self, job: &Envelope, verdict: Verdict) -> How {
         let how = match verdict {
-            // Nobody asked for an answer.
-            Verdict::Ack(_) if job.reply_to.is_none() => How::Ack,
+            // Nobody asked for an answer, or to be told.
+            Verdict::Ack(_) if job.reply_to.is_none() && !job.track => How::Ack,
             Verdict::GiveBack => How::GiveBack,
             // In a box of its own, so that the task of every job need not be as large.
             verdict => Box::pin(self.carry_out(job, verdict)).await,
@@ -65,28 +67,66 @@ impl Settlement<'_> {
     async fn carry_out(&self, job: &Envelope, verdict: Verdict) -> How {
         match verdict {
             Verdict::Ack(output) => {
-                self.reply(job, Ok(&output)).await;
+                let event = || Event::succeeded(job, output.json().map(AsRef::as_ref));
+                join(self.reply(job, Ok(&output)), self.tell_end(job, event)).await;
                 How::Ack
             }
             Verdict::Duplicate(known) => {
-                // Without the first run's result there is nothing true to say.
-                if let Some(output) = known {
-                    self.reply(job, Ok(&output)).await;
-                }
+                let event = || told::duplicate(job, known.as_ref());
+                let reply = async {
+                    // Without the first run's result there is nothing true to say.
+                    if let Some(output) = &known {
+                        self.reply(job, Ok(output)).await;
+                    }
+                };
+                join(reply, self.tell_end(job, event)).await;
                 How::Ack
             }
             Verdict::GiveBack => How::GiveBack,
-            Verdict::Again { delay, envelope, .. } => {
+            Verdict::Again { delay, envelope, why } => {
                 let destination = delay.map_or(Destination::Queue, Destination::Later);
-                self.go_on(&envelope, destination).await
+                let how = self.go_on(&envelope, destination).await;
+                if how == How::Ack
+                    && let Some(event) = told::retrying(job, delay, &envelope, &why)
+                {
+                    self.leave(job, event);
+                }
+                how
             }
             Verdict::Dead(letter) => {
                 let how = self.go_on(&letter, Destination::DeadLetters).await;
                 if how != How::GiveBack {
-                    self.reply(job, Err(&letter)).await;
+                    let end = async {
+                        if job.track {
+                            self.tell_end(job, || told::dead(job, &letter)).await;
+                        } else {
+                            self.leave(job, told::dead(job, &letter));
+                        }
+                    };
+                    join(self.reply(job, Err(&letter)), end).await;
                 }
                 how
             }
+        }
+    }
+
+    /// Tells it soon, without waiting.
+    fn leave(&self, job: &Envelope, event: Event) {
+        let producer = self.producers.get();
+        if job.track {
+            producer.post_event(event);
+        } else {
+            producer.mention_event(event);
+        }
+    }
+
+    /// Tells how a job has ended before its delivery is acked, so that no process that dies in
+    /// between takes the end with it. Waits no longer than for an answer, and not at all while the
+    /// stream confirms nothing; a lost event never fails the job.
+    async fn tell_end(&self, job: &Envelope, event: impl FnOnce() -> Event) {
+        if job.track {
+            let telling = self.producers.get().tell_event(event());
+            self.generation.while_ours(telling).await;
         }
     }
 

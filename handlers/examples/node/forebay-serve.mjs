@@ -77,6 +77,10 @@ class Context {
   progress(value) {
     say({ run: this.run, progress: value ?? null });
   }
+  /** Tells a channel something, for whoever follows it. */
+  emit(channel, event, data) {
+    say({ run: this.run, emit: { channel, event, data: data ?? null } });
+  }
   cancel() {
     this.#abort.abort(new Error("the worker no longer waits for this run"));
   }

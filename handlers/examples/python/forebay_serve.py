@@ -101,6 +101,11 @@ class Context:
         """Notes how far the job is."""
         self._answers.send({"run": self.run, "progress": value})
 
+    def emit(self, channel, event, data=None):
+        """Tells a channel something, for whoever follows it."""
+        told = {"channel": channel, "event": event, "data": data}
+        self._answers.send({"run": self.run, "emit": told})
+
 
 class Answers:
     """Descriptor 3. Lines from several threads must not mix."""

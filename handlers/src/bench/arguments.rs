@@ -35,6 +35,7 @@ Scenarios:
   drain-failing     every tenth job fails once  burst              all at once onto a waiting worker
   workers           1, 2 and 4 processes        memory-backlog     peak with a long queue
   memory-payload    peak with 10 MB payloads    start-fresh        as start, on an empty broker
+  drain-tracked     jobs that tell their events publish-tracked    the same, published
   targets: those marked so; all: every one
 
 How it measures: each contestant runs in a process of its own; a round holds one run of each, in

@@ -82,9 +82,11 @@ fn run(config: &Config, order: &Order, meter: Meter) -> anyhow::Result<Account> 
 
 async fn work_on(job: &Job<'_>) -> anyhow::Result<Account> {
     match (job.order.task, job.order.contestant) {
-        (Task::Consume(_), Contestant::Forebay) => forebay::consume(job).await,
+        (Task::Consume(_), Contestant::Forebay | Contestant::Tracked) => {
+            forebay::consume(job).await
+        }
         (Task::Consume(_), _) => bare::consume(job).await,
-        (Task::Publish { how, jobs }, Contestant::Forebay) => {
+        (Task::Publish { how, jobs }, Contestant::Forebay | Contestant::Tracked) => {
             forebay::publish(job, how, jobs).await
         }
         (Task::Publish { jobs, .. }, _) => bare::publish(job, jobs).await,

@@ -135,8 +135,8 @@ at level info, metrics kept and folded. The reference is the client library, lap
 same prefetch, payload and JSON. A round holds one run of each, in alternating order, and a ratio \
 compares runs of one round: rates swing from round to round, ratios less. Given are medians, and \
 the 95 % interval of a bootstrap. A target is met when the better end of the interval reaches it. \
-After each run the queue must hold what it should, or the run does not count. 1 MB is 1,000,000 \
-bytes.";
+After each run the queue must hold what it should; one in which jobs came back is repeated and \
+noted, one in which jobs are missing ends the benchmark. 1 MB is 1,000,000 bytes.";
 
 #[cfg(test)]
 mod tests {

@@ -12,8 +12,8 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::time;
 
 use super::child::{self, Job};
-use super::job::{Nothing, Tally, carry_out};
-use super::order::{Account, Event, How, Work};
+use super::job::{Nothing, Tally, Tracked, carry_out};
+use super::order::{Account, Contestant, Event, How, Work};
 use crate::arguments::LOG;
 use crate::logs;
 use crate::operation::{self, Operation};
@@ -104,6 +104,10 @@ pub(crate) async fn publish(job: &Job<'_>, how: How, jobs: u64) -> anyhow::Resul
                 }
             });
             stream::iter(publishes).buffer_unordered(WINDOW).try_collect::<()>().await?;
+        }
+        How::Bulk if job.order.contestant == Contestant::Tracked => {
+            let all = stream::iter((0..jobs).map(|n| Tracked(Nothing::new(n, payload))));
+            tally.note_all(producer.publish_all(all).await?);
         }
         How::Bulk => {
             let all = stream::iter((0..jobs).map(|n| Nothing::new(n, payload)));

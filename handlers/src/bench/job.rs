@@ -34,6 +34,17 @@ impl Job for Nothing {
     const QUEUE: &'static str = "bench";
 }
 
+/// The same, and its events are wanted.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Tracked(pub(crate) Nothing);
+
+impl Job for Tracked {
+    const KIND: &'static str = Nothing::KIND;
+    const QUEUE: &'static str = Nothing::QUEUE;
+    const TRACK: bool = true;
+}
+
 impl Nothing {
     pub(crate) fn new(n: u64, payload: usize) -> Self {
         Self { n, at: now(), padding: "x".repeat(payload.saturating_sub(FRAME)) }

@@ -35,9 +35,10 @@ impl Ground<'_> {
     /// Measures once.
     pub(crate) async fn run(&self, case: &Case, who: Contestant) -> anyhow::Result<Run> {
         let run = match case.scenario {
-            Scenario::PublishOne | Scenario::PublishWindowed | Scenario::PublishBulk => {
-                self.publish(case, who).await
-            }
+            Scenario::PublishOne
+            | Scenario::PublishWindowed
+            | Scenario::PublishBulk
+            | Scenario::PublishTracked => self.publish(case, who).await,
             Scenario::Latency => self.latency(case, who).await,
             Scenario::Burst => self.burst(case, who).await,
             Scenario::Idle => self.idle(case, who).await,
@@ -48,7 +49,12 @@ impl Ground<'_> {
     }
 
     async fn drain(&self, case: &Case, who: Contestant) -> anyhow::Result<Run> {
-        self.site.fill(case.jobs, case.payload).await?;
+        if who == Contestant::Tracked {
+            self.site.renew_events().await?;
+            self.site.fill_tracked(case.jobs, case.payload).await?;
+        } else {
+            self.site.fill(case.jobs, case.payload).await?;
+        }
         let mut sides = Sides::start(self.place, &consume(case, who, 0), case.workers).await?;
         sides.all(&Event::Up).await?;
         let before = self.broker();
@@ -57,18 +63,24 @@ impl Ground<'_> {
         sides.handled(runs, |jobs| self.screen.at(jobs, runs)).await?;
         let accounts = sides.stop().await?;
         self.site.holds(0).await?;
-        Ok(self.figures(&accounts, before))
+        let mut run = self.figures(&accounts, before);
+        self.note_events(case, who, 3, &mut run).await?;
+        Ok(run)
     }
 
     async fn publish(&self, case: &Case, who: Contestant) -> anyhow::Result<Run> {
         let Some(how) = case.scenario.how() else { bail!("it publishes nothing") };
+        if who == Contestant::Tracked {
+            self.site.renew_events().await?;
+        }
         let task = Task::Publish { how, jobs: case.jobs };
         let mut sides = Sides::start(self.place, &order(case, who, task), 1).await?;
         sides.all(&Event::Up).await?;
         let before = self.broker();
         sides.go().await?;
         let accounts = sides.end(|jobs| self.screen.at(jobs, case.jobs)).await?;
-        let run = self.figures(&accounts, before);
+        let mut run = self.figures(&accounts, before);
+        self.note_events(case, who, 1, &mut run).await?;
         self.site.holds(case.jobs).await?;
         self.site.empty().await?;
         Ok(run)
@@ -101,7 +113,9 @@ impl Ground<'_> {
         let mut sides = Sides::start(self.place, &consume(case, who, 0), 1).await?;
         sides.go().await?;
         sides.all(&Event::Working).await?;
-        let (before, began, mut backlog) = (self.broker(), now(), Vec::new());
+        // A short burst may be over before the first look of the watch.
+        let mut backlog = vec![(0.0, self.site.waiting().await?)];
+        let (before, began) = (self.broker(), now());
         let all = future::try_join(
             self.site.fill(case.jobs, case.payload),
             sides.handled(case.jobs, |jobs| self.screen.at(jobs, case.jobs)),
@@ -164,6 +178,22 @@ impl Ground<'_> {
         let first = accounts.first().map_or(began, |account| account.began);
         let milliseconds = first.saturating_sub(began) as f64 / 1e6;
         Ok(Run { figures: BTreeMap::from([(Figure::StartMs, milliseconds)]), ..Run::default() })
+    }
+
+    /// How many events each tracked job has told from its publish on; `expected` is how many it
+    /// should have.
+    async fn note_events(
+        &self,
+        case: &Case,
+        who: Contestant,
+        expected: u64,
+        run: &mut Run,
+    ) -> anyhow::Result<()> {
+        if who == Contestant::Tracked {
+            let told = self.site.events(case.jobs * expected).await?;
+            run.figures.insert(Figure::Events, f64::from(told) / case.jobs as f64);
+        }
+        Ok(())
     }
 
     fn broker(&self) -> Option<f64> {

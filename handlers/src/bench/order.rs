@@ -27,6 +27,8 @@ pub(crate) struct Order {
 pub(crate) enum Contestant {
     /// A worker or producer as `forebay-run` has it: retries, log at info, metrics kept.
     Forebay,
+    /// The same, and every job asks for its events.
+    Tracked,
     /// lapin: what is there is taken, then acked with one frame.
     BareBatched,
     /// lapin: each delivery is acked, and that awaited, before the next.
@@ -123,6 +125,7 @@ impl Contestant {
     pub(crate) fn label(self) -> &'static str {
         match self {
             Self::Forebay => "Forebay",
+            Self::Tracked => "Forebay, each job tracked",
             Self::BareBatched => "lapin, batched acks",
             Self::BareAwaited => "lapin, each ack awaited",
             Self::BareTasks => "lapin, a task per job",

@@ -32,6 +32,8 @@ pub(crate) enum Scenario {
     Idle,
     Start,
     StartFresh,
+    DrainTracked,
+    PublishTracked,
 }
 
 /// A scenario with its settings: what is measured round after round.
@@ -73,11 +75,12 @@ pub(crate) enum Figure {
     Instructions,
     BrokerMicros,
     PaceLateMs,
+    Events,
 }
 
 impl Scenario {
     /// Those that the targets are about come first.
-    pub(crate) const ALL: [Self; 15] = [
+    pub(crate) const ALL: [Self; 17] = [
         Self::Drain,
         Self::PublishBulk,
         Self::Latency,
@@ -93,6 +96,8 @@ impl Scenario {
         Self::MemoryBacklog,
         Self::MemoryPayload,
         Self::StartFresh,
+        Self::DrainTracked,
+        Self::PublishTracked,
     ];
     /// What `targets` stands for: all that a goal is about.
     pub(crate) const TARGETS: [Self; 5] =
@@ -116,6 +121,8 @@ impl Scenario {
             Self::Idle => "idle",
             Self::Start => "start",
             Self::StartFresh => "start-fresh",
+            Self::DrainTracked => "drain-tracked",
+            Self::PublishTracked => "publish-tracked",
         }
     }
 
@@ -163,16 +170,26 @@ impl Scenario {
                 "The same on a broker that has nothing of the namespace: the job is published, and \
                  queues and exchanges are declared, while the process starts."
             }
+            Self::DrainTracked => {
+                "As drain; beside it the same with jobs that are tracked: each tells that it was \
+                 started and that it succeeded, and is acked when the latter is confirmed. That it \
+                 was queued, the third event, was told before."
+            }
+            Self::PublishTracked => {
+                "As publish-bulk; beside it the same with jobs that are tracked: each tells that it \
+                 was queued, and counts when that is confirmed."
+            }
         }
     }
 
     /// Forebay first, then the references.
     pub(crate) fn contestants(self) -> Vec<Contestant> {
         use Contestant::{
-            BareAwaited, BareBatched, BareOneByOne, BareTasks, BareWindowed, Forebay,
+            BareAwaited, BareBatched, BareOneByOne, BareTasks, BareWindowed, Forebay, Tracked,
         };
         match self {
             Self::Drain => vec![Forebay, BareBatched, BareAwaited],
+            Self::DrainTracked | Self::PublishTracked => vec![Forebay, Tracked],
             Self::PublishOne => vec![Forebay, BareOneByOne],
             Self::PublishBulk | Self::PublishWindowed => vec![Forebay, BareWindowed],
             Self::DrainSleep | Self::DrainCpu | Self::DrainFailing | Self::Burst => {
@@ -232,7 +249,7 @@ impl Scenario {
         match self {
             Self::PublishOne => Some(How::OneByOne),
             Self::PublishWindowed => Some(How::Windowed),
-            Self::PublishBulk => Some(How::Bulk),
+            Self::PublishBulk | Self::PublishTracked => Some(How::Bulk),
             _ => None,
         }
     }
@@ -292,6 +309,7 @@ impl Figure {
             Self::Instructions => "instructions/job",
             Self::BrokerMicros => "broker CPU µs/job",
             Self::PaceLateMs => "pace late ms",
+            Self::Events => "events/job",
         }
     }
 

@@ -15,15 +15,19 @@ use super::arguments::Arguments;
 use super::beam::Beam;
 use super::machine::load;
 use super::measure::Ground;
+use super::order::Contestant;
 use super::plan::{self, Step};
-use super::record::{Measured, Record, Round};
+use super::record::{Measured, Record, Round, Run};
+use super::scenario::Case;
 use super::screen::Screen;
 use super::side::Place;
-use super::site::{self, Site};
+use super::site::{self, Miscount, Site};
 use super::{Stop, cells, stats};
 
 /// How long a broker may take to say its version.
 const GREETING: Duration = Duration::from_secs(5);
+/// So often a run is tried that does not count.
+const TRIES: u32 = 3;
 
 /// Measures what the record names.
 pub(super) async fn run(
@@ -134,13 +138,33 @@ async fn rounds(
         for who in order {
             let rounds = one.case.rounds;
             screen.run(format!("round {} of {rounds}: {}, {}", round + 1, one.case, who.label()));
-            whole.runs.insert(who, ground.run(&one.case, who).await?);
+            let run = until_it_counts(&ground, &one.case, who, &mut record.notes).await?;
+            whole.runs.insert(who, run);
             screen.done();
         }
         one.rounds.push(whole);
         screen.so_far(case, so_far(one));
     }
     Ok(())
+}
+
+/// One run, and another one in its place if jobs came back.
+async fn until_it_counts(
+    ground: &Ground<'_>,
+    case: &Case,
+    who: Contestant,
+    notes: &mut Vec<String>,
+) -> anyhow::Result<Run> {
+    for _ in 1..TRIES {
+        match ground.run(case, who).await {
+            Err(error) if error.downcast_ref().is_some_and(Miscount::is_surplus) => {
+                notes.push(format!("a run was repeated: {error:#}"));
+                ground.site.empty().await?;
+            }
+            run => return run,
+        }
+    }
+    ground.run(case, who).await
 }
 
 /// One line about a case.

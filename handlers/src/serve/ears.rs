@@ -71,10 +71,10 @@ impl Ears<'_> {
                     self.puzzle("child process answered a run that it does not have", &run, line);
                 }
             }
-            Message::Progress { run, progress } => {
-                let on_progress = self.pool.roster().progress(self.pid, &run);
-                match on_progress {
-                    Ok(Some(on_progress)) => on_progress(progress),
+            Message::Word { run, word } => {
+                let listener = self.pool.roster().listener(self.pid, &run);
+                match listener {
+                    Ok(Some(hears)) => hears(word),
                     Ok(None) => {}
                     Err(()) => {
                         self.puzzle("child process told of a run it does not have", &run, line);

@@ -15,9 +15,10 @@ use tracing::{info, warn};
 use super::ServerOptions;
 use super::child::{self, Life};
 use super::protocol::{self, Answer};
-use super::roster::{Child, OnProgress, Roster, Taken};
+use super::roster::{Child, Roster, Taken};
 use crate::exec::Exec;
 use crate::telemetry::{End, ServerMeter};
+use crate::word::Hears;
 
 /// Between the end of a child and the start of the next, after the first failure and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -98,12 +99,12 @@ impl Pool {
     }
 
     /// Waits for a place. Cancel-safe: a place that nobody takes stays free.
-    pub(super) async fn place(self: &Arc<Self>, on_progress: OnProgress) -> Place {
+    pub(super) async fn place(self: &Arc<Self>, hears: Hears) -> Place {
         let run = RUNS.fetch_add(1, Ordering::Relaxed);
         let _waiting = Waiting::new(&self.waiting);
         let _turn = self.turn.acquire().await;
         loop {
-            let taken = self.change(|roster| roster.take(run, &on_progress));
+            let taken = self.change(|roster| roster.take(run, &hears));
             if let Some(taken) = taken {
                 return Place { pool: Arc::clone(self), run, taken };
             }

@@ -7,6 +7,7 @@ use serde_json::value::RawValue;
 
 use crate::capture::RESULT;
 pub(super) use crate::wish::{Then, beginning};
+use crate::word::{self, Word};
 
 /// The version of the protocol; a child may name it when it is ready.
 pub(super) const VERSION: u64 = 1;
@@ -57,8 +58,8 @@ pub(super) enum Message {
     Ready { jobs: Option<usize> },
     /// A run has ended.
     Answer { run: String, answer: Answer },
-    /// How far a run is.
-    Progress { run: String, progress: Value },
+    /// How far a run is, or what it tells a channel.
+    Word { run: String, word: Word },
     /// JSON that says nothing we know; a later version of the protocol may.
     Unknown,
 }
@@ -127,6 +128,7 @@ struct Line {
     defer: Option<Value>,
     #[serde(default, deserialize_with = "present")]
     progress: Option<Value>,
+    emit: Option<Box<RawValue>>,
 }
 
 /// Tells `null` from nothing.
@@ -167,9 +169,12 @@ impl Line {
             || self.retry_after.is_some()
             || self.defer.is_some();
         let answer = match (self.ok, failed) {
-            (None, false) => match self.progress {
-                Some(progress) => return Message::Progress { run, progress },
-                None => misanswered("with neither `ok`, `error` nor `progress`"),
+            (None, false) => match (self.progress, self.emit) {
+                (Some(progress), _) => {
+                    return Message::Word { run, word: Word::Progress(progress) };
+                }
+                (None, Some(emit)) => return Message::Word { run, word: word::emission(&emit) },
+                (None, None) => misanswered("with neither `ok`, `error`, `progress` nor `emit`"),
             },
             (Some(_), true) => misanswered("with `ok` and a failure at once"),
             (Some(result), false) => Answer::Done(result),
@@ -253,7 +258,11 @@ mod tests {
             Ok(Message::Answer { run, answer: Answer::Failed { why, then } }) => {
                 format!("{run} {then:?} {why}")
             }
-            Ok(Message::Progress { run, progress }) => format!("{run} at {progress}"),
+            Ok(Message::Word { run, word: Word::Progress(progress) }) => {
+                format!("{run} at {progress}")
+            }
+            Ok(Message::Word { run, word: Word::Emit(emission) }) => format!("{run} {emission:?}"),
+            Ok(Message::Word { run, word }) => format!("{run} {word:?}"),
             Ok(Message::Unknown) => "unknown".to_owned(),
             Err(why) => format!("broken: {why}"),
         }
@@ -294,7 +303,7 @@ mod tests {
             ),
             (
                 r#"{"run":"7"}"#,
-                "7 Retry the program answered with neither `ok`, `error` nor `progress`",
+                "7 Retry the program answered with neither `ok`, `error`, `progress` nor `emit`",
             ),
             (
                 r#"{"run":"7","ok":1,"error":"no"}"#,
@@ -302,6 +311,18 @@ mod tests {
             ),
             (r#"{"run":"7","progress":{"pages":1}}"#, r#"7 at {"pages":1}"#),
             (r#"{"run":"7","progress":null}"#, "7 at null"),
+            (
+                r#"{"run":"7","emit":{"channel":"orders","event":"paid","data":{"n": 1.0}}}"#,
+                "7 Emission { channel: \"orders\", event: \"paid\", data: RawValue({\"n\": 1.0}) }",
+            ),
+            (
+                r#"{"run":"7","emit":{"channel":"orders","event":"paid"}}"#,
+                "7 Emission { channel: \"orders\", event: \"paid\", data: RawValue(null) }",
+            ),
+            (
+                r#"{"run":"7","emit":{"channel":7}}"#,
+                "7 Garbled(Error(\"invalid type: integer `7`, expected a string\", line: 1, column: 12))",
+            ),
             (r#"{"type":"later","run":"7"}"#, "unknown"),
             (r#"{"hello":1}"#, "unknown"),
         ];

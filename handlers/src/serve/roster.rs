@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::Value;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::protocol::{self, Answer};
+use crate::word::Hears;
 
 /// How long a cancelled run may take to end.
 pub(super) const MERCY: Duration = Duration::from_secs(5);
@@ -25,9 +25,6 @@ pub(super) enum Reply {
         innocent: bool,
     },
 }
-
-/// Notes how far a run is.
-pub(super) type OnProgress = Arc<dyn Fn(Value) + Send + Sync>;
 
 /// All children of a server that take jobs, by process number.
 #[derive(Debug, Default)]
@@ -56,7 +53,7 @@ pub(super) struct Child {
 enum Run {
     Running {
         reply: oneshot::Sender<Reply>,
-        on_progress: OnProgress,
+        hears: Hears,
     },
     /// Its result no longer matters, but until the child says that it has ended, it has its place.
     Cancelled {
@@ -90,11 +87,11 @@ impl Roster {
     }
 
     /// Takes a place on the least busy child; `None` when all are taken.
-    pub(super) fn take(&mut self, run: u64, on_progress: &OnProgress) -> Option<Taken> {
+    pub(super) fn take(&mut self, run: u64, hears: &Hears) -> Option<Taken> {
         let free = self.children.iter_mut().filter(|(_, child)| child.is_free());
         let (pid, child) = free.min_by_key(|(pid, child)| (child.runs.len(), **pid))?;
         let (reply, receiver) = oneshot::channel();
-        child.runs.insert(run, Run::Running { reply, on_progress: Arc::clone(on_progress) });
+        child.runs.insert(run, Run::Running { reply, hears: Arc::clone(hears) });
         child.left -= 1;
         Some(Taken { child: *pid, lines: child.lines.clone(), reply: receiver })
     }
@@ -115,12 +112,12 @@ impl Roster {
         true
     }
 
-    /// Who is to be told about the progress of a run, if it still matters. `Err` if the child has
+    /// Who hears what a run says, if it still matters. `Err` if the child has
     /// no such run.
-    pub(super) fn progress(&self, pid: u32, run: &str) -> Result<Option<OnProgress>, ()> {
+    pub(super) fn listener(&self, pid: u32, run: &str) -> Result<Option<Hears>, ()> {
         let child = self.children.get(&pid).ok_or(())?;
         match run.parse().ok().and_then(|run: u64| child.runs.get(&run)).ok_or(())? {
-            Run::Running { on_progress, .. } => Ok(Some(Arc::clone(on_progress))),
+            Run::Running { hears, .. } => Ok(Some(Arc::clone(hears))),
             Run::Cancelled { .. } => Ok(None),
         }
     }
@@ -203,7 +200,7 @@ mod tests {
     use super::*;
     use serde_json::value::RawValue;
 
-    fn nowhere() -> OnProgress {
+    fn nowhere() -> Hears {
         Arc::new(|_| {})
     }
 
@@ -241,9 +238,9 @@ mod tests {
         let mut taken = roster.take(1, &nowhere()).unwrap();
         for (pid, run) in [(20, "1"), (10, "2"), (10, "x"), (30, "1")] {
             assert!(!roster.answer(pid, run, done()), "{pid} {run}");
-            assert!(roster.progress(pid, run).is_err(), "{pid} {run}");
+            assert!(roster.listener(pid, run).is_err(), "{pid} {run}");
         }
-        assert!(roster.progress(10, "1").unwrap().is_some());
+        assert!(roster.listener(10, "1").unwrap().is_some());
         assert!(roster.answer(10, "1", done()));
         assert!(!roster.answer(10, "1", done()));
         assert!(matches!(taken.reply.try_recv(), Ok(Reply::Answer(Answer::Done(_)))));
@@ -261,7 +258,7 @@ mod tests {
         assert_eq!(lines[0].try_recv().unwrap(), protocol::cancel_line("1"));
         assert!(lines[0].try_recv().is_err());
         assert!(roster.take(2, &nowhere()).is_none());
-        assert!(roster.progress(10, "1").unwrap().is_none());
+        assert!(roster.listener(10, "1").unwrap().is_none());
         assert!(roster.answer(10, "1", done()));
         assert!(roster.take(2, &nowhere()).is_some());
     }

@@ -9,6 +9,7 @@ mod check;
 mod digest;
 #[cfg(feature = "email")]
 mod email;
+mod events;
 mod exec;
 mod http;
 #[cfg(all(feature = "postgres", feature = "redis"))]

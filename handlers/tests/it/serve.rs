@@ -531,14 +531,26 @@ async fn a_process_killed_under_load_loses_nothing() {
     )
     .await;
     let run = site.run().await;
-    for n in 0..400 {
-        site.publish(json!(n)).await;
-    }
-    for mark in [50, 150, 250] {
-        let done = lines(&site, "done", mark).await;
-        let (_, pid) = done.last().unwrap().split_once(' ').unwrap();
-        kill(pid);
-    }
+    let publishing = async {
+        for n in 0..400 {
+            site.publish(json!(n)).await;
+        }
+    };
+    let killing = async {
+        let mut killed = BTreeSet::new();
+        for mark in [50, 150, 250] {
+            let mut victim = String::new();
+            eventually("one that lives has done something", async || {
+                let done = lines(&site, "done", mark).await;
+                victim = done.last().unwrap().split_once(' ').unwrap().1.to_owned();
+                !killed.contains(&victim)
+            })
+            .await;
+            kill(&victim);
+            killed.insert(victim);
+        }
+    };
+    tokio::join!(publishing, killing);
     eventually("all are done", async || {
         let text = fs::read_to_string(site.file("done")).unwrap();
         let numbers = text.lines().filter_map(|line| Some(line.split_once(' ')?.0.to_owned()));

@@ -21,6 +21,7 @@ use crate::config::{Config, after};
 use crate::error::{DeadError, PublishError};
 use crate::producer::{Destination, Producer};
 use crate::wire::envelope::{Envelope, Raw, now_ms};
+use crate::wire::event::Event;
 
 /// A pile that gives nothing for so long has no more to give: the rest is in other hands.
 const QUIET: Duration = Duration::from_secs(2);
@@ -196,6 +197,9 @@ impl DeadLetters {
             match producer.send(&copy, Destination::Queue, deadline).await {
                 Ok(()) => {
                     walk.ack(taken.tag).await?;
+                    if copy.track {
+                        producer.post_event(Event::queued(&copy, None));
+                    }
                     done.done += 1;
                 }
                 Err(error) => {

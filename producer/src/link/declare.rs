@@ -2,6 +2,8 @@
 //! In: declarations as `wire/topology` builds them. Out: they exist, or an error that names what
 //! does not and the two ways out.
 
+mod aside;
+
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -46,6 +48,7 @@ struct Known {
     generation: u64,
     queues: HashSet<String>,
     ladder: Option<u8>,
+    events: bool,
     warned: HashSet<String>,
 }
 
@@ -73,31 +76,35 @@ impl Declarer {
         #[cfg(feature = "testing")]
         crate::testing::note_declared(topology, queue);
         let declarations = topology.for_queue(queue, queue_type);
-        let mut tries = TRIES;
-        loop {
-            let away = {
-                let _one = self.turn(deadline).await?;
-                if self.knows(|known| known.queues.contains(queue)) {
-                    return Ok(());
-                }
-                match self.pass(&declarations, deadline).await? {
-                    Pass::Done(generation) => {
-                        debug!(queue, "queue declared");
-                        self.remember(generation, |known| {
-                            known.queues.insert(queue.to_owned());
-                        });
-                        return Ok(());
-                    }
-                    Pass::Away(error) => error,
-                }
-            };
-            tries -= 1;
-            if tries == 0 || Instant::now() + MOMENT > deadline {
-                return Err(away);
+        for _ in 1..TRIES {
+            match self.declare_queue(queue, &declarations, deadline).await? {
+                Some(_) if Instant::now() + MOMENT < deadline => time::sleep(MOMENT).await,
+                Some(away) => return Err(away),
+                None => return Ok(()),
             }
-            // Others have their turn meanwhile.
-            time::sleep(MOMENT).await;
         }
+        self.declare_queue(queue, &declarations, deadline).await?.map_or(Ok(()), Err)
+    }
+
+    /// One try, in its turn: others have theirs while this one waits for the next. `Some`: a part
+    /// of it is away for a moment.
+    async fn declare_queue(
+        &self,
+        queue: &str,
+        declarations: &[Declaration],
+        deadline: Instant,
+    ) -> Result<Option<TopologyError>, TopologyError> {
+        let _one = self.turn(deadline).await?;
+        if self.knows(|known| known.queues.contains(queue)) {
+            return Ok(None);
+        }
+        let generation = match self.pass(declarations, deadline).await? {
+            Pass::Done(generation) => generation,
+            Pass::Away(error) | Pass::Cut(error) => return Ok(Some(error)),
+        };
+        debug!(queue, "queue declared");
+        self.remember(generation, |known| _ = known.queues.insert(queue.to_owned()));
+        Ok(None)
     }
 
     /// Sees to it that the delay ladder is there up to level `top`.
@@ -118,6 +125,36 @@ impl Declarer {
         debug!(top, "delay ladder declared");
         self.remember(generation, |known| known.ladder = Some(top));
         Ok(())
+    }
+
+    /// Sees to it that the stream of events is there.
+    ///
+    /// # Errors
+    /// [`TopologyError`], by `deadline` at the latest.
+    pub async fn ensure_events(&self, deadline: Instant) -> Result<(), TopologyError> {
+        if self.has_events() || !self.may_declare() {
+            return Ok(());
+        }
+        let _one = self.turn(deadline).await?;
+        if self.has_events() {
+            return Ok(());
+        }
+        let config = &self.shared.config;
+        let declarations = config.topology().for_events(&config.retention);
+        let generation = self.apply(&declarations, deadline).await?;
+        debug!("stream of events declared");
+        self.remember(generation, |known| known.events = true);
+        Ok(())
+    }
+
+    /// Whether the stream of events was declared on this connection.
+    pub fn has_events(&self) -> bool {
+        self.knows(|known| known.events)
+    }
+
+    /// Forgets the stream of events: somebody deleted it.
+    pub fn forget_events(&self) {
+        self.known().events = false;
     }
 
     /// Forgets a queue and the ladder: somebody deleted something.
@@ -147,7 +184,7 @@ impl Declarer {
     ) -> Result<u64, TopologyError> {
         match self.pass(declarations, deadline).await? {
             Pass::Done(generation) => Ok(generation),
-            Pass::Away(error) => Err(error),
+            Pass::Away(error) | Pass::Cut(error) => Err(error),
         }
     }
 
@@ -157,20 +194,20 @@ impl Declarer {
         deadline: Instant,
     ) -> Result<Pass, TopologyError> {
         loop {
-            let opened = self.shared.link.channel(deadline).await?;
-            if let Some(pass) = self.apply_on(opened, declarations, deadline).await? {
+            let pass = self.attempt(declarations, deadline).await?;
+            if !matches!(pass, Pass::Cut(_)) {
                 return Ok(pass);
             }
         }
     }
 
-    /// One pass over the list; `None` when the connection was lost or fell silent.
-    async fn apply_on(
+    /// One pass over the list, on one connection.
+    async fn attempt(
         &self,
-        mut opened: Opened,
         declarations: &[Declaration],
         deadline: Instant,
-    ) -> Result<Option<Pass>, TopologyError> {
+    ) -> Result<Pass, TopologyError> {
+        let mut opened = self.shared.link.channel(deadline).await?;
         for declaration in declarations {
             let declared = declare(&opened.channel, declaration, deadline).await;
             let Err(fault) = declared else { continue };
@@ -184,20 +221,25 @@ impl Declarer {
                     opened = self.shared.link.channel(deadline).await?;
                 }
                 Fault::Denied(because) => return Err(TopologyError::Denied { what, because }),
-                Fault::Connection(because) | Fault::Closed(because) | Fault::Silent(because) => {
+                // RabbitMQ 3.x without the flag ends the connection over it, at every try.
+                Fault::Connection(because) if because.contains("feature flag") => {
+                    return Err(TopologyError::Unsupported { what, because });
+                }
+                cut @ (Fault::Connection(_) | Fault::Closed(_) | Fault::Silent(_)) => {
+                    let because = cut.to_string();
                     debug!(what, because, "the connection ended while declaring");
-                    return Ok(None);
+                    return Ok(Pass::Cut(TopologyError::Broker { what, because }));
                 }
                 passing if passing.passes() => {
                     let because = passing.to_string();
-                    return Ok(Some(Pass::Away(TopologyError::Broker { what, because })));
+                    return Ok(Pass::Away(TopologyError::Broker { what, because }));
                 }
                 other => return Err(TopologyError::Broker { what, because: other.to_string() }),
             }
         }
         let Opened { channel, generation, .. } = opened;
         _ = time::timeout(patience(deadline), channel.close(200, "declared".into())).await;
-        Ok(Some(Pass::Done(generation)))
+        Ok(Pass::Done(generation))
     }
 
     async fn turn(&self, deadline: Instant) -> Result<MutexGuard<'_, ()>, TopologyError> {
@@ -242,6 +284,8 @@ enum Pass {
     Done(u64),
     /// Something is away, perhaps for a moment.
     Away(TopologyError),
+    /// The connection was lost or fell silent, perhaps over one of them.
+    Cut(TopologyError),
 }
 
 /// One answer takes so long at most, and never longer than the caller waits.

@@ -130,7 +130,12 @@ impl From<Error> for Fault {
 }
 
 /// "delivery acknowledgement on channel 1 timed out. Timeout value used: 1800000 ms."
+/// "queue 'forebay.events' in vhost '/' does not have a running replica on the local node": it is
+/// just being made, or starts with its node.
 fn refused(text: String) -> Fault {
+    if text.contains("replica on the local node") {
+        return Fault::Channel(text);
+    }
     let overdue = text.contains("delivery acknowledgement") && text.contains("timed out");
     if overdue { Fault::Overdue(text) } else { Fault::Mismatch(text) }
 }
@@ -151,6 +156,9 @@ mod tests {
         let overdue = "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. \
                        Timeout value used: 10000 ms.";
         assert!(matches!(refused(overdue.to_owned()), Fault::Overdue(_)));
+        let starting = "PRECONDITION_FAILED - queue 'forebay.events' in vhost '/' does not have a \
+                        running replica on the local node";
+        assert!(matches!(refused(starting.to_owned()), Fault::Channel(_)), "that passes");
         let right = "ACCESS_REFUSED - read access to queue 'q' in vhost '/' refused for user 'u'";
         assert!(matches!(denied(right.to_owned()), Fault::Denied(_)));
         let locked = "ACCESS_REFUSED - queue 'q' in vhost '/' in exclusive use";

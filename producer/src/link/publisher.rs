@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
+use lapin::BasicProperties;
 use lapin::options::ConfirmSelectOptions;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{self, Instant};
@@ -18,6 +20,7 @@ use super::fault::Fault;
 use super::io;
 use super::window::{Sent, Window};
 use crate::wire::envelope::Envelope;
+use crate::wire::event::Event;
 
 /// A producer holds 1,000 jobs or 8 MiB, under way or waiting, before `publish` itself waits:
 /// back-pressure, not growth.
@@ -48,13 +51,42 @@ pub(crate) struct Message {
     pub(crate) exchange: Arc<str>,
     /// `None`: the queue.
     pub(crate) routing_key: Option<String>,
+    /// An event's; those of a job are its envelope's.
+    spelled: Option<Box<BasicProperties>>,
     claim: Claim,
 }
 
 impl Message {
     /// To the queue of its envelope, through this exchange.
     pub(crate) fn new(envelope: Envelope, exchange: Arc<str>, routing_key: Option<String>) -> Self {
-        Self { envelope, exchange, routing_key, claim: Claim::default() }
+        Self { envelope, exchange, routing_key, spelled: None, claim: Claim::default() }
+    }
+
+    /// An event, with its body.
+    pub(crate) fn of_event(event: &Event, body: Bytes, exchange: Arc<str>) -> Self {
+        Self {
+            envelope: Envelope::carrying(event.id.clone(), body),
+            exchange,
+            routing_key: Some(event.routing_key()),
+            spelled: Some(Box::new(event.properties())),
+            claim: Claim::default(),
+        }
+    }
+
+    /// The same, to be sent as if it had never been.
+    pub(crate) fn copied(&self) -> Self {
+        Self {
+            envelope: self.envelope.clone(),
+            exchange: Arc::clone(&self.exchange),
+            routing_key: self.routing_key.clone(),
+            spelled: self.spelled.clone(),
+            claim: Claim::default(),
+        }
+    }
+
+    pub(super) fn properties(&self) -> BasicProperties {
+        let spelled = self.spelled.as_deref().cloned();
+        spelled.unwrap_or_else(|| self.envelope.properties())
     }
 
     pub(crate) fn routing_key(&self) -> &str {

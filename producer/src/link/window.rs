@@ -278,6 +278,6 @@ impl Drop for Window {
 async fn publish(channel: Arc<Channel>, message: Arc<Message>) -> Outcome {
     let options = BasicPublishOptions { mandatory: true, ..Default::default() };
     let (exchange, key) = (message.exchange.as_ref().into(), message.routing_key().into());
-    let (payload, properties) = (&message.envelope.payload, message.envelope.properties());
+    let (payload, properties) = (&message.envelope.payload, message.properties());
     channel.basic_publish(exchange, key, options, payload, properties).await?.await
 }

@@ -8,8 +8,17 @@ const GREETING: usize = 8;
 /// Type, channel and size stand before a frame's payload, one byte after it.
 const AROUND: usize = 8;
 const METHOD: u8 = 1;
+/// Header and body of a message.
+const CONTENT: [u8; 2] = [2, 3];
+const CONSUME: [u8; 4] = [0, 60, 0, 20];
+const DELIVER: [u8; 4] = [0, 60, 0, 60];
+const CLOSE_CHANNEL: [u8; 4] = [0, 20, 0, 40];
 const ACK: [u8; 4] = [0, 60, 0, 80];
 const CANCEL: [u8; 4] = [0, 60, 0, 30];
+const DECLARE: [u8; 4] = [0, 50, 0, 10];
+/// Where the name of a queue to be declared begins, with its length.
+const DECLARED: usize = 13;
+const PASSIVE: u8 = 1;
 
 /// One frame on its way through a [`Proxy`](super::Proxy).
 #[derive(Debug, Clone, Copy)]
@@ -45,6 +54,43 @@ impl Frame<'_> {
     /// Whether the broker ends a consumer with it.
     pub fn is_cancel(&self) -> bool {
         !self.from_client && self.is(CANCEL)
+    }
+
+    /// The queue that a client declares with it; one that is only looked at is not declared.
+    pub fn declares(&self) -> Option<&str> {
+        let named = self.bytes.get(DECLARED..).filter(|_| self.from_client && self.is(DECLARE));
+        let (length, named) = named?.split_first()?;
+        let (name, flags) = named.split_at_checked(usize::from(*length))?;
+        let passive = flags.first()? & PASSIVE != 0;
+        std::str::from_utf8(name).ok().filter(|_| !passive)
+    }
+
+    /// Whether a client wants to consume with it.
+    pub fn is_consume(&self) -> bool {
+        self.from_client && self.is(CONSUME)
+    }
+
+    /// Whether a client closes a channel with it.
+    pub fn is_channel_close(&self) -> bool {
+        self.from_client && self.is(CLOSE_CHANNEL)
+    }
+
+    /// Whether the broker delivers a message with it: the beginning, the header or the body.
+    pub fn is_delivery(&self) -> bool {
+        !self.from_client && (self.is(DELIVER) || CONTENT.contains(&self.bytes[0]))
+    }
+
+    /// The channel that it belongs to.
+    pub fn channel(&self) -> u16 {
+        u16::from_be_bytes([self.bytes[1], self.bytes[2]])
+    }
+
+    /// Class and method, as AMQP numbers them, if it is a method: `(60, 21)` is `basic.consume-ok`.
+    pub fn method(&self) -> Option<(u16, u16)> {
+        let number =
+            |at: usize| Some(u16::from_be_bytes([*self.bytes.get(at)?, *self.bytes.get(at + 1)?]));
+        (self.bytes[0] == METHOD).then_some(())?;
+        Some((number(7)?, number(9)?))
     }
 
     fn is(&self, method: [u8; 4]) -> bool {

@@ -49,11 +49,20 @@ impl Proxy {
     /// # Panics
     /// When loopback has no free port.
     pub async fn to(target: &str) -> Self {
+        Self::in_turn(&[target]).await
+    }
+
+    /// The same with several targets: each connection goes to the next one that takes it.
+    ///
+    /// # Panics
+    /// When loopback has no free port.
+    pub async fn in_turn(targets: &[&str]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port on loopback");
         let address = listener.local_addr().expect("it is bound");
         let (conduct, conducts) = watch::channel(Conduct::default());
         let cuts = Arc::new(watch::channel(0).0);
-        tokio::spawn(accept(listener, target.to_owned(), conducts, Arc::clone(&cuts)));
+        let targets = targets.iter().map(|target| (*target).to_owned()).collect();
+        tokio::spawn(accept(listener, targets, conducts, Arc::clone(&cuts)));
         Self { address, conduct, cuts }
     }
 
@@ -108,18 +117,21 @@ impl fmt::Debug for Proxy {
 
 async fn accept(
     listener: TcpListener,
-    target: String,
+    targets: Arc<[String]>,
     conducts: watch::Receiver<Conduct>,
     cuts: Arc<watch::Sender<u64>>,
 ) {
     let mut connections = JoinSet::new();
+    let mut turn = 0;
     // Ends when the proxy is dropped.
     while conducts.has_changed().is_ok() {
         let Ok((client, _)) = listener.accept().await else { return };
-        let (target, conducts, mut cut) = (target.clone(), conducts.clone(), cuts.subscribe());
+        let (targets, conducts, mut cut) =
+            (Arc::clone(&targets), conducts.clone(), cuts.subscribe());
         cut.mark_unchanged();
+        turn += 1;
         connections.spawn(async move {
-            let Ok(server) = TcpStream::connect(&target).await else { return };
+            let Some(server) = connect(&targets, turn).await else { return };
             _ = (client.set_nodelay(true), server.set_nodelay(true));
             let (from_client, to_client) = client.into_split();
             let (from_server, to_server) = server.into_split();
@@ -137,6 +149,16 @@ async fn accept(
         });
         while connections.try_join_next().is_some() {}
     }
+}
+
+/// To the first that takes it, beginning with the one whose turn it is.
+async fn connect(targets: &[String], turn: usize) -> Option<TcpStream> {
+    for target in (0..targets.len()).map(|n| &targets[(turn + n) % targets.len()]) {
+        if let Ok(server) = TcpStream::connect(target).await {
+            return Some(server);
+        }
+    }
+    None
 }
 
 /// One direction of one connection.

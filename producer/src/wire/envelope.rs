@@ -40,9 +40,10 @@ mod name {
     pub(super) const REASON: &str = "forebay-reason";
     pub(super) const DEAD_AT: &str = "forebay-dead-at";
     pub(super) const SIGNATURE: &str = "forebay-signature";
+    pub(super) const TRACK: &str = "forebay-track";
 
     #[cfg(test)]
-    pub(super) const ALL: [&str; 15] = [
+    pub(super) const ALL: [&str; 16] = [
         ATTEMPT,
         CRASHES,
         GRACES,
@@ -58,6 +59,7 @@ mod name {
         DEAD_AT,
         super::OMITTED,
         SIGNATURE,
+        TRACK,
     ];
 }
 
@@ -95,8 +97,12 @@ pub struct Envelope {
     pub published_at_ms: Option<u64>,
     /// The sender's key for "the same piece of work".
     pub idempotency_key: Option<String>,
-    /// Whose job it is, as stamped by the realtime gateway.
+    /// Whose job it is, as stamped by who published it: [`PublishOptions::owner`].
+    ///
+    /// [`PublishOptions::owner`]: crate::PublishOptions::owner
     pub owner: Option<String>,
+    /// Whether what happens to it is told as events.
+    pub track: bool,
     /// Who made it, by [`Envelope::sign`]: `v1;KEY;HEX`.
     pub signature: Option<String>,
     /// The `correlation_id` property.
@@ -181,6 +187,11 @@ impl Envelope {
         }
     }
 
+    /// No job: what goes through the same hands as jobs do.
+    pub(crate) fn carrying(id: String, payload: Bytes) -> Self {
+        Self { id, payload, ..Self::blank(String::new()) }
+    }
+
     fn blank(content_type: String) -> Self {
         Self {
             id: String::new(),
@@ -197,6 +208,7 @@ impl Envelope {
             published_at_ms: None,
             idempotency_key: None,
             owner: None,
+            track: false,
             signature: None,
             correlation_id: None,
             reply_to: None,
@@ -255,6 +267,7 @@ impl Envelope {
                 name::PUBLISHED_AT => self.published_at_ms = number(value),
                 name::KEY => self.idempotency_key = word(value),
                 name::OWNER => self.owner = word(value),
+                name::TRACK => self.track = headers::is_yes(value),
                 name::SIGNATURE => self.signature = word(value),
                 // Nearly always the queue that its routing key names, too.
                 name::QUEUE if headers::is_text(value, &self.queue) => {}
@@ -366,6 +379,9 @@ impl Envelope {
             if let Some(word) = word {
                 put(name, text(word));
             }
+        }
+        if self.track {
+            put(name::TRACK, AMQPValue::Boolean(true));
         }
         if let Some(dead) = &self.dead {
             put(name::REASON, text(dead.reason.as_str()));
@@ -501,6 +517,25 @@ pub fn to_ms(time: SystemTime) -> u64 {
 /// A duration in whole milliseconds, as many as fit.
 pub(crate) fn as_ms(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What an event says of itself outside of its body.
+pub(super) fn event_properties(
+    id: &str,
+    kind: &str,
+    content_type: &str,
+    owner: Option<&str>,
+) -> BasicProperties {
+    let mut headers = FieldTable::default();
+    if let Some(owner) = owner {
+        headers.insert(name::OWNER.into(), AMQPValue::LongString(owner.as_bytes().into()));
+    }
+    BasicProperties::default()
+        .with_message_id(short(id))
+        .with_type(short(kind))
+        .with_content_type(short(content_type))
+        .with_delivery_mode(2)
+        .with_headers(headers)
 }
 
 fn write_failure(failure: &Failure) -> AMQPValue {

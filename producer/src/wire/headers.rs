@@ -51,6 +51,14 @@ pub(crate) fn is_brokers(name: &str) -> bool {
     name.starts_with("x-") || name == "CC" || name == "BCC"
 }
 
+/// Whether it says yes, whatever type it came as.
+pub(crate) fn is_yes(value: &AMQPValue) -> bool {
+    match value {
+        AMQPValue::Boolean(yes) => *yes,
+        value => number(value) == Some(1) || is_text(value, "true"),
+    }
+}
+
 /// A non-negative number, whatever integer type or text it came as.
 pub(crate) fn number(value: &AMQPValue) -> Option<u64> {
     match value {

@@ -35,4 +35,8 @@ pub trait Job: Serialize + DeserializeOwned + Send + 'static {
 
     /// The queue the job waits on unless the publish says otherwise. Default: `default`.
     const QUEUE: &'static str = "default";
+
+    /// Whether what happens to such jobs is told as events, unless the publish says otherwise; see
+    /// [`PublishOptions::track`](crate::PublishOptions::track). Default: `false`.
+    const TRACK: bool = false;
 }

@@ -3,6 +3,7 @@
 //! order in which they must be made; `link/declare` carries them out.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -52,6 +53,30 @@ pub enum QueueType {
     Quorum,
     /// One node, faster to declare; the broker's own dead-lettering is at most once.
     Classic,
+}
+
+/// How long the stream of events keeps them. Old events go a segment at a time, by age or by size,
+/// whichever comes first; the newest segment always stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Retention {
+    /// Age, in whole seconds, at least one. Default: 7 days.
+    pub max_age: Duration,
+    /// Size of all segments in bytes, on each node that has a copy. Default: 1 GB.
+    pub max_bytes: u64,
+    /// Size of a segment in bytes; RabbitMQ's default of 500 MB would keep a small stream for ever.
+    /// Default: 20 MB.
+    pub segment_bytes: u64,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self {
+            max_age: Duration::from_secs(7 * 86_400),
+            max_bytes: 1_000_000_000,
+            segment_bytes: 20_000_000,
+        }
+    }
 }
 
 /// One exchange, queue or binding that must exist.
@@ -178,6 +203,11 @@ impl Topology {
         self.named("unrouted")
     }
 
+    /// Keeps what happens to jobs and what channels are told: exchange and stream of this name.
+    pub fn events(&self) -> String {
+        self.named("events")
+    }
+
     /// An exchange that is never there, for questions that can only be refused.
     pub fn nowhere(&self) -> String {
         self.named("nowhere!")
@@ -244,6 +274,25 @@ impl Topology {
         ];
         all.extend((0..=top.min(LEVELS - 1)).flat_map(|level| self.level(level)));
         all
+    }
+
+    /// The stream of events, with the exchange that leads to it.
+    pub fn for_events(&self, kept: &Retention) -> Vec<Declaration> {
+        let number = |bytes: u64| Argument::Number(i64::try_from(bytes).unwrap_or(i64::MAX));
+        let age = format!("{}s", kept.max_age.as_secs().max(1));
+        vec![
+            self.exchange(self.events(), "topic", vec![]),
+            Declaration::Queue {
+                name: self.events(),
+                arguments: vec![
+                    ("x-queue-type", Argument::Text("stream".into())),
+                    ("x-max-age", Argument::Text(age)),
+                    ("x-max-length-bytes", number(kept.max_bytes)),
+                    ("x-stream-max-segment-size-bytes", number(kept.segment_bytes)),
+                ],
+            },
+            bind(self.events(), Target::Queue(self.events()), "#"),
+        ]
     }
 
     fn level(&self, level: u8) -> [Declaration; 4] {
@@ -349,7 +398,7 @@ pub fn check_kind(kind: &str) -> Result<(), InvalidName> {
     Err(InvalidName { what: "kind", name: beginning(kind), why: why.to_owned() })
 }
 
-fn check(
+pub(super) fn check(
     what: &'static str,
     name: &str,
     longest: usize,
@@ -397,6 +446,7 @@ mod tests {
             ("classic queue mail", topology.for_queue("mail", QueueType::Classic)),
             ("delay ladder to level 1", topology.for_ladder(1)),
             ("delay level 27", topology.level(27).to_vec()),
+            ("events", topology.for_events(&Retention::default())),
         ] {
             table += &format!("# {title}\n");
             declarations.iter().for_each(|declaration| table += &format!("{declaration}\n"));

@@ -5,6 +5,7 @@ mod dead;
 mod delays;
 mod doctor;
 mod faults;
+mod follow;
 mod handover;
 #[cfg(unix)]
 mod interrupted;

@@ -32,6 +32,27 @@ async fn the_topology_is_shown_without_a_broker() {
 }
 
 #[tokio::test]
+async fn the_stream_of_events_is_part_of_it_where_it_is_asked_for() {
+    let manifest = "[events]\nmax_age = \"12h\"\nmax_size = \"5GB\"\nsegment_size = \"4MiB\"";
+    let shown = somewhere(NOWHERE, &["topology", "show", "--events"]).manifest(manifest);
+    let shown = shown.succeed().await.out;
+    let arguments = "x-queue-type=stream x-max-age=43200s x-max-length-bytes=5000000000 \
+                     x-stream-max-segment-size-bytes=4194304";
+    assert!(shown.contains(arguments), "{shown}");
+    let bad = somewhere(NOWHERE, &["topology", "show"]).manifest("[events]\nmax_size = \"5\"");
+    bad.run().await.failed(2, &["max_size = \"5\" in [events]", "such as 500MB"]);
+
+    let broker = broker().await;
+    let never = |arguments| forebay(&broker, arguments).env("FOREBAY_DECLARE", "never");
+    never(&["topology", "apply"]).succeed().await;
+    let ran = never(&["follow", "a"]).run().await;
+    ran.failed(2, &["forebay topology apply --events"]);
+    never(&["topology", "apply", "--events"]).succeed().await;
+    never(&["publish", "a.b", "{}", "--id", "x", "--track"]).succeed().await;
+    never(&["follow", "x", "--timeout", "5s"]).start();
+}
+
+#[tokio::test]
 async fn what_is_missing_is_declared_once() {
     let broker = broker().await;
     broker.owns("mail");

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may fail anywhere")]
 
 mod envelope;
+mod event;
 mod frames;
 mod source;
 mod texts;

@@ -1,14 +1,20 @@
 //! The wire contract as files: what we write equals the file, and every file that was ever written
 //! still means what it meant. A file may be added; none may be changed or removed.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use forebay_producer::wire::envelope::Raw;
-use forebay_producer::{DeadMark, Delay, Envelope, Failure, Reason, SigningKeys, Topology};
+use forebay_producer::wire::event::event_data;
+use forebay_producer::{
+    DeadMark, Delay, Envelope, Event, EventKind, Failure, Reason, SigningKeys, Topology,
+};
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::{Map, Value, json};
 
 const ID: &str = "0199e0a8-7c00-7000-8000-000000000001";
+const EVENT: &str = "0199e0a8-7c00-7000-8000-000000000002";
 const PUBLISHED_AT: u64 = 1_760_000_000_123;
 
 fn fresh() -> Envelope {
@@ -68,7 +74,7 @@ fn a_fresh_job_is_as_recorded() {
 #[test]
 fn a_delayed_job_is_as_recorded() {
     let golden = golden("delayed");
-    let delay = Delay::new(std::time::Duration::from_secs(3)).unwrap().unwrap();
+    let delay = Delay::new(Duration::from_secs(3)).unwrap().unwrap();
     let level = Topology::new("forebay").unwrap().delay(delay.level());
     assert_eq!(written(&fresh(), &level, &delay.routing_key("mail")), golden);
     assert_eq!(read(&golden), fresh());
@@ -153,19 +159,71 @@ fn a_foreign_expiration_becomes_a_header_and_is_not_republished() {
 
 #[test]
 fn every_recorded_file_can_be_read() {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/envelope");
-    let files = std::fs::read_dir(folder).unwrap();
-    let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
-    let names: Vec<_> =
-        names.filter_map(|name| Some(name.strip_suffix(".json")?.to_owned())).collect();
+    let names = recorded("envelope");
     assert!(names.len() >= 8, "{names:?}");
     for name in names {
         assert_eq!(read(&golden(&name)).queue, "mail", "{name}");
     }
 }
 
+#[test]
+fn every_event_is_as_recorded() {
+    let (job, mut first) = (retried(), retried());
+    first.attempt = 1;
+    let data = |data: &Value| event_data(data).unwrap();
+    let told = Event::of_channel("order:4711", "paid", data(&json!({ "by": "card" })));
+    let three_seconds = Some(Duration::from_secs(3));
+    let failure = &job.failures[0];
+    for (name, event) in [
+        ("queued", Event::queued(&fresh(), three_seconds)),
+        ("started", Event::started(&first)),
+        ("progress", Event::of_job(EventKind::Progress, &job, data(&json!({ "percent": 42.5 })))),
+        ("retrying", Event::retrying(&job, Duration::from_millis(1_640), failure)),
+        ("succeeded", Event::succeeded(&job, Some(br#"{"pages":3}"#))),
+        ("dead", Event::dead(&job, "failed", &failure.message)),
+        ("channel", told.unwrap().told_by(&job)),
+    ] {
+        let mut event = event;
+        (event.id, event.source) = (EVENT.to_owned(), "/forebay/forebay/node-1/42".to_owned());
+        event.time_ms = PUBLISHED_AT + 1_000;
+        let (properties, headers) = spelled(&event.properties());
+        let out = json!({
+            "exchange": "forebay.events", "routing_key": event.routing_key(),
+            "properties": properties, "headers": headers,
+            "body": std::str::from_utf8(&event.encode()).unwrap(),
+        });
+        assert_eq!(out, golden_in("event", name), "{out:#}");
+    }
+}
+
+#[test]
+fn every_recorded_event_can_be_read() {
+    let names = recorded("event");
+    assert!(names.len() >= 8, "{names:?}");
+    for name in names {
+        let event = Event::decode(golden_in("event", &name)["body"].as_str().unwrap().as_bytes());
+        let event = event.unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!((event.id.as_str(), event.job_id()), (EVENT, Some(ID)), "{name}");
+        assert_eq!(event.time_ms, PUBLISHED_AT + 1_000, "{name}");
+    }
+    let newer = golden_in("event", "newer-version");
+    let newer = Event::decode(newer["body"].as_str().unwrap().as_bytes()).unwrap();
+    assert_eq!(newer.what, EventKind::Other("forebay.job.paused".to_owned()));
+}
+
+fn recorded(folder: &str) -> Vec<String> {
+    let folder = format!("{}/tests/golden/{folder}", env!("CARGO_MANIFEST_DIR"));
+    let files = std::fs::read_dir(folder).unwrap();
+    let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+    names.filter_map(|name| Some(name.strip_suffix(".json")?.to_owned())).collect()
+}
+
 fn golden(name: &str) -> Value {
-    let path = format!("{}/tests/golden/envelope/{name}.json", env!("CARGO_MANIFEST_DIR"));
+    golden_in("envelope", name)
+}
+
+fn golden_in(folder: &str, name: &str) -> Value {
+    let path = format!("{}/tests/golden/{folder}/{name}.json", env!("CARGO_MANIFEST_DIR"));
     let file = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
     serde_json::from_str(&file).unwrap_or_else(|error| panic!("{path}: {error}"))
 }

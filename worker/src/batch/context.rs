@@ -7,13 +7,13 @@ use std::time::Duration;
 
 #[cfg(feature = "otel")]
 use forebay_producer::otel;
-use forebay_producer::{Envelope, Producer, TraceContext};
+use forebay_producer::{EmitError, Envelope, Producer, TraceContext};
 use serde_json::Value;
 use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
-use crate::context::Context;
+use crate::context::{Context, told_by};
 
 /// One job of a batch: its payload, and what is known of it.
 pub struct Item<J> {
@@ -30,6 +30,7 @@ trait About: Send + Sync {
     fn is_cancelled(&self) -> bool;
     fn progress(&self, progress: Value);
     fn trace(&self) -> Option<TraceContext>;
+    fn producer(&self) -> &Producer;
 }
 
 impl<S: Send + Sync> About for Context<S> {
@@ -51,6 +52,10 @@ impl<S: Send + Sync> About for Context<S> {
 
     fn trace(&self) -> Option<TraceContext> {
         self.trace_of_run()
+    }
+
+    fn producer(&self) -> &Producer {
+        self.shared_producer()
     }
 }
 
@@ -117,6 +122,21 @@ impl<J> Item<J> {
     /// Notes how far this job is; see [`Context::progress`].
     pub fn progress(&self, progress: impl serde::Serialize) {
         self.about.progress(serde_json::to_value(progress).unwrap_or(Value::Null));
+    }
+
+    /// Tells a channel something in the name of this job; see [`Context::emit`].
+    ///
+    /// # Errors
+    /// [`EmitError`], at the publish deadline at the latest.
+    pub async fn emit(
+        &self,
+        channel: &str,
+        event: &str,
+        data: &impl serde::Serialize,
+    ) -> Result<(), EmitError> {
+        let (told, producer) =
+            (told_by(self.envelope(), channel, event, data)?, self.about.producer());
+        producer.emit_event(told, producer.deadline()).await
     }
 
     /// The trace of this job, to pass on to what is done for it alone.
@@ -208,6 +228,19 @@ impl<S> BatchContext<S> {
             }
             shared.clone()
         })
+    }
+
+    /// Tells a channel something in the name of no job; [`Item::emit`] does it in one's.
+    ///
+    /// # Errors
+    /// As [`Item::emit`].
+    pub async fn emit(
+        &self,
+        channel: &str,
+        event: &str,
+        data: &impl serde::Serialize,
+    ) -> Result<(), EmitError> {
+        self.batch.any.shared_producer().emit(channel, event, data).await
     }
 
     /// The span of the batch: log lines inside it name kind, queue, the batch's number and how

@@ -161,7 +161,10 @@ async fn no_fault_loses_a_job() {
         faults.iter().for_each(|fault| println!("fault: {}", fault.name));
         return;
     }
-    assert!(!faults.is_empty(), "no fault is called {:?}", wanted.only);
+    if faults.is_empty() {
+        println!("no fault of workers is called {:?}", wanted.only);
+        return;
+    }
     println!("seed {}", wanted.seed);
     let began = Instant::now();
     let rows = carry_out(&wanted, faults).await;

@@ -3,6 +3,7 @@
 mod broker;
 mod cluster;
 mod dead;
+mod events;
 mod network;
 mod topology;
 mod worker;
@@ -103,6 +104,7 @@ pub(crate) fn all() -> Vec<&'static Fault> {
         network::FAULTS,
         topology::FAULTS,
         dead::FAULTS,
+        events::FAULTS,
         cluster::FAULTS,
     ];
     all.into_iter().flatten().collect()

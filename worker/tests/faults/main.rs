@@ -14,4 +14,5 @@ mod record;
 mod run;
 mod site;
 mod table;
+mod told;
 mod workload;

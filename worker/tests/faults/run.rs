@@ -14,7 +14,7 @@ use crate::fault::Fault;
 use crate::record::{self, Event, Reader};
 use crate::site::{Place, Site};
 use crate::workload::{self, Item, Script, Step};
-use crate::{leftover, table};
+use crate::{leftover, table, told};
 
 /// Longest that one run may take.
 const PATIENCE: Duration = Duration::from_secs(480);
@@ -55,20 +55,23 @@ async fn run(
     if fault.workers_first {
         site.all_consume().await?;
     }
-    let items = plan.items(&mut rng);
+    let (items, tracked) = (plan.items(&mut rng), plan.tracked);
     let (producer, recorder) = (Producer::new(&site.publishers()?), site.record.clone());
     let publishing = tokio::spawn(async move {
-        workload::publish(producer, recorder, items, plan.span).await;
+        workload::publish(producer, recorder, items, plan.span, tracked).await;
         tell.send_replace(true);
     });
     (fault.strike)(&mut site, &mut rng).await.context("the fault")?;
     publishing.await?;
     site.all_settled().await?;
-    everybody_works(&site).await?;
+    everybody_works(&site, tracked).await?;
     site.all_settled().await?;
     site.dismiss_all().await?;
     note_panics(&site)?;
     let mut found = leftover::read(&site).await?;
+    if tracked {
+        told::check(&site, &record::read_all(folder)?).await?;
+    }
     let entries = record::read_all(folder)?;
     let mut verdict = checker::check(&entries, &found, &fault.rules);
     let (missing, since) = (verdict.lost.len(), Instant::now());
@@ -107,13 +110,13 @@ fn note_panics(site: &Site) -> anyhow::Result<()> {
 }
 
 /// Publishes until every worker has run one more job: none has fallen silent.
-async fn everybody_works(site: &Site) -> anyhow::Result<()> {
+async fn everybody_works(site: &Site, tracked: bool) -> anyhow::Result<()> {
     let since = site.record.now();
     let (producer, mut records) = (site.producer(), Reader::new(&site.folder));
     for n in 0..600 {
         let step = Step { script: Script::Quick, ms: 1 };
         let item = Item { id: format!("last-{n:03}"), step, delay: None, new_kind: false };
-        workload::publish_one(&producer, &site.record, &item).await;
+        workload::publish_as(&producer, &site.record, &item, tracked).await;
         let entries = records.read()?;
         let ran = |who: &str| {
             let mut begun = entries.iter().filter(|entry| entry.at > since && entry.who == who);

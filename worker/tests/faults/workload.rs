@@ -120,6 +120,8 @@ pub(crate) struct Plan {
     pub(crate) turned_clock: bool,
     /// Only workers that are started later know the new kind.
     pub(crate) old_workers: bool,
+    /// All jobs are tracked, and the stream of events must tell the end of each.
+    pub(crate) tracked: bool,
 }
 
 impl Default for Plan {
@@ -138,6 +140,7 @@ impl Default for Plan {
             file_descriptors: None,
             turned_clock: false,
             old_workers: false,
+            tracked: false,
         }
     }
 }
@@ -182,6 +185,7 @@ pub(crate) async fn publish(
     record: Recorder,
     items: Vec<Item>,
     span: Duration,
+    tracked: bool,
 ) {
     let began = Instant::now();
     let gap = span / u32::try_from(items.len().max(1)).unwrap_or(u32::MAX);
@@ -190,7 +194,7 @@ pub(crate) async fn publish(
     let one_by_one = async {
         for (item, n) in single {
             time::sleep_until(began + gap * n).await;
-            publish_one(&producer, &record, &item).await;
+            publish_as(&producer, &record, &item, tracked).await;
         }
     };
     let in_a_window = async {
@@ -206,7 +210,7 @@ pub(crate) async fn publish(
                 }
             }
             let (producer, record) = (&producer, &record);
-            flying.push(async move { publish_one(producer, record, &item).await });
+            flying.push(async move { publish_as(producer, record, &item, tracked).await });
         }
         while flying.next().await.is_some() {}
     };
@@ -215,8 +219,12 @@ pub(crate) async fn publish(
 }
 
 pub(crate) async fn publish_one(producer: &Producer, record: &Recorder, item: &Item) {
+    publish_as(producer, record, item, false).await;
+}
+
+pub(crate) async fn publish_as(producer: &Producer, record: &Recorder, item: &Item, tracked: bool) {
     let id = item.id.clone();
-    let mut options = PublishOptions::new().id(&id);
+    let mut options = PublishOptions::new().id(&id).track(tracked);
     if let Some(delay) = item.delay {
         options = options.delay(delay);
     }

@@ -48,10 +48,14 @@ fn on_default(notes: &Notes) -> WorkerBuilder<Notes> {
 
 #[test]
 fn invariant_1_a_delivery_is_settled_exactly_once_and_only_in_settle() {
-    // Said in one place, sent in one place; dead letters are the one other thing acknowledged.
+    // Said in one place, sent in one place. Dead letters are acknowledged elsewhere, and events, of
+    // which an ack takes nothing.
     assert_eq!(files_with(&[".settle(self.tag", "generation.settle("]), ["worker/src/settle.rs"]);
     let acknowledging = files_with(&["basic_ack(", "basic_nack(", "basic_reject(", "acker.ack("]);
-    assert_eq!(acknowledging, ["producer/src/link/dead.rs", "worker/src/generation.rs"]);
+    let rooms =
+        ["dead", "stream/life", "stream/probe"].map(|room| format!("producer/src/link/{room}"));
+    let allowed = [&rooms[..], &["worker/src/generation".to_owned()]].concat();
+    assert_eq!(acknowledging, allowed.iter().map(|room| format!("{room}.rs")).collect::<Vec<_>>());
     // That no tag is ever settled twice is a property test of `acker`.
 }
 
@@ -230,10 +234,14 @@ fn invariant_8_libraries_touch_neither_argv_nor_signals() {
 
 #[test]
 fn invariant_9_nothing_takes_from_a_job_queue_to_look() {
-    // The worker consumes job queues; dead letters and answers are queues of their own.
+    // The worker consumes job queues; dead letters and answers are queues of their own, events a
+    // stream.
     let consuming = files_with(&["basic_consume("]);
-    let rooms = ["producer/src/call", "producer/src/link/dead", "producer/src/link/examine"];
-    let allowed = [&rooms[..], &["worker/src/consumer"]].concat();
+    let rooms = ["dead", "examine", "stream/attach", "stream/probe"];
+    let rooms = rooms.map(|room| format!("producer/src/link/{room}"));
+    let allowed =
+        [&["producer/src/call".to_owned()], &rooms[..], &["worker/src/consumer".to_owned()]];
+    let allowed = allowed.concat();
     assert_eq!(consuming, allowed.iter().map(|room| format!("{room}.rs")).collect::<Vec<_>>());
     // `examine` asks for a consumer whose priority is no number: it is refused before it is made.
     assert_eq!(files_with(&["\"x-priority\".into()"]), ["producer/src/link/examine.rs"]);

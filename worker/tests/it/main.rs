@@ -26,3 +26,4 @@ mod stores;
 mod supervision;
 mod support;
 mod traces;
+mod tracking;

@@ -145,7 +145,8 @@ async fn on_the_broker(
         None => topology::top(session).await?,
     };
     let forebay = format!("forebay{}", globals.repeated());
-    let plan = Plan::new(known.queues, top, forebay, session);
+    let events = topology::has_events(session).await?;
+    let plan = Plan::new(known.queues, top, events, forebay, session);
     let looks = match &live {
         Some(live) => plan.declarations.iter().map(|one| (one.clone(), live.look(one))).collect(),
         None => topology::look(&plan, examiner).await?,

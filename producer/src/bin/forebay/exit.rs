@@ -7,7 +7,8 @@ use std::process::ExitCode;
 
 use forebay_producer::link::fault::Fault;
 use forebay_producer::{
-    ConfigError, ConnectError, DeadError, DelayTooLong, InvalidName, PublishError, TopologyError,
+    ConfigError, ConnectError, DeadError, DelayTooLong, InvalidName, PublishError, StreamError,
+    TopologyError,
 };
 
 use crate::screen;
@@ -107,6 +108,13 @@ fn decided_by(cause: &(dyn Error + 'static)) -> Option<u8> {
             TopologyError::Mismatch { .. } | TopologyError::Missing { .. } => USAGE,
             _ => BROKER,
         });
+    }
+    if let Some(error) = cause.downcast_ref() {
+        return match error {
+            // They show themselves as what they are made of, and so are not in the chain.
+            StreamError::Topology(error) => decided_by(error),
+            _ => Some(BROKER),
+        };
     }
     match cause.downcast_ref()? {
         DeadError::Missing { .. } => Some(USAGE),

@@ -204,6 +204,7 @@ impl Globals {
         let files = manifest.files();
         files.check("cert_file and key_file of [broker]")?;
         config = self.secrets(files.onto(config))?;
+        config = config.retention(manifest.retention()?).retention_from_env()?;
         if let Some(namespace) = self.namespace().or(manifest.broker.namespace.clone()) {
             config = config.namespace(&namespace)?;
         }

@@ -1,4 +1,5 @@
-//! `forebay run` and `forebay bench`: another program, found beside this one or on PATH.
+//! `forebay run`, `forebay bench` and `forebay gateway`: another program, found beside this one or on
+//! PATH.
 //! In: the arguments, before anybody parses them. Out: this process becomes the other program.
 
 use std::convert::Infallible;
@@ -52,6 +53,24 @@ pub(crate) struct Bench {
     rest: Rest,
 }
 
+/// Let browsers publish jobs and follow them: Socket.IO, WebSocket, SSE, HTTP (forebay-gateway)
+#[derive(Args)]
+#[command(
+    disable_help_flag = true,
+    after_help = "\
+Examples:
+  forebay gateway
+  forebay gateway --check
+  forebay gateway --help
+
+All arguments go to forebay-gateway, which `cargo install forebay-gateway` installs. Its settings are
+gateway.toml, not forebay.toml: name another file behind the verb."
+)]
+pub(crate) struct Gateway {
+    #[command(flatten)]
+    rest: Rest,
+}
+
 /// For the help only: the verb is handed over before anything is parsed.
 #[derive(Args)]
 struct Rest {
@@ -92,6 +111,7 @@ pub(crate) fn asked(command_line: impl IntoIterator<Item = OsString>) -> Option<
     let (verb, rest) = words.split_first()?;
     let (program, package) = match verb.to_str()? {
         "run" | "bench" => ("forebay-run", "forebay-handlers"),
+        "gateway" => ("forebay-gateway", "forebay-gateway"),
         _ => return None,
     };
     let globals = &peek.globals;
@@ -102,7 +122,8 @@ pub(crate) fn asked(command_line: impl IntoIterator<Item = OsString>) -> Option<
             arguments.extend(["--output", "json"].map(OsString::from));
         }
     }
-    if let Some(file) = globals.config.clone() {
+    // The gateway has settings of its own: the manifest would be none.
+    if let Some(file) = globals.config.clone().filter(|_| verb != "gateway") {
         arguments.extend([OsString::from("--config"), file.into()]);
     }
     arguments.extend_from_slice(rest);
@@ -157,7 +178,8 @@ pub(crate) async fn ask(program: &str, arguments: &[impl AsRef<OsStr>]) -> io::R
 
 /// The verb came where only the full parser sees it.
 pub(crate) fn not_understood() -> anyhow::Error {
-    Stop::Usage("put `run` or `bench` directly behind the global options".to_owned()).into()
+    Stop::Usage("put `run`, `bench` or `gateway` directly behind the global options".to_owned())
+        .into()
 }
 
 /// Beside us, else left to PATH.
@@ -214,6 +236,14 @@ mod tests {
         assert_eq!(asked.program, "forebay-run");
         let arguments = ["bench", "--output", "json", "--config", "f.toml", "-s", "drain"];
         assert_eq!(asked.arguments, arguments.map(OsString::from));
+    }
+
+    #[test]
+    fn the_gateway_gets_its_arguments_and_not_the_manifest() {
+        let asked = ask("forebay --config f.toml --url amqp://a gateway --check").unwrap();
+        assert_eq!((asked.program, asked.package), ("forebay-gateway", "forebay-gateway"));
+        assert_eq!(asked.arguments, ["--check"].map(OsString::from));
+        assert!(asked.environment.contains(&("AMQP_URL", "amqp://a".into())));
     }
 
     #[test]

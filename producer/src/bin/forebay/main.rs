@@ -2,12 +2,14 @@
 //! In: arguments, environment, `forebay.toml`. Out: what a verb did, and one of four exit codes;
 //! each verb has a file of its own, this one only parses and dispatches.
 
+mod awaited;
 mod bulk;
 mod completions;
 mod dead;
 mod delays;
 mod doctor;
 mod exit;
+mod follow;
 mod globals;
 mod handover;
 mod known;
@@ -37,6 +39,7 @@ const AFTER_HELP: &str = "\
 Examples:
   forebay publish email.send '{\"to\": \"ada@example.org\"}'
   forebay publish report.render --delay 5m < report.json
+  forebay follow --channel orders
   forebay queues --watch
   forebay dead ls --queue mail
   forebay delays ls
@@ -66,7 +69,9 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
-    Publish(publish::Publish),
+    // Much larger than the others.
+    Publish(Box<publish::Publish>),
+    Follow(follow::Follow),
     Queues(queues::Queues),
     Dead(dead::Dead),
     Delays(delays::Delays),
@@ -75,12 +80,13 @@ enum Verb {
     Doctor(doctor::Doctor),
     Run(handover::Run),
     Bench(handover::Bench),
+    Gateway(handover::Gateway),
     Completions(completions::Completions),
     Man(man::Manual),
 }
 
 fn main() -> ExitCode {
-    // Before everything else: what follows `run` or `bench` is not ours to parse.
+    // Before everything else: what follows `run`, `bench` or `gateway` is not ours to parse.
     if let Some(asked) = handover::asked(std::env::args_os()) {
         return exit::code(handover::run(&asked).map(|never| match never {}));
     }
@@ -105,7 +111,8 @@ async fn dispatch(verb: Verb, globals: &Globals) -> anyhow::Result<Exit> {
     }
     let session = globals.session()?;
     match verb {
-        Verb::Publish(verb) => publish::run(verb, &session).await,
+        Verb::Publish(verb) => publish::run(*verb, &session, globals).await,
+        Verb::Follow(verb) => follow::run(verb, &session, globals).await,
         Verb::Queues(verb) => queues::run(&verb, &session).await,
         Verb::Dead(verb) => dead::run(verb, &session).await,
         Verb::Delays(verb) => delays::run(&verb, &session, globals).await,

@@ -11,7 +11,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use forebay_producer::{Config, QueueType};
+use forebay_producer::{Config, QueueType, Retention};
 use serde::Deserialize;
 
 use self::wait::Waits;
@@ -25,6 +25,8 @@ const DEFAULT_FILE: &str = "forebay.toml";
 #[serde(default)]
 pub(crate) struct Manifest {
     pub(crate) broker: Broker,
+    /// `[events]`: what it is called, and how much.
+    events: BTreeMap<String, String>,
     queues: BTreeMap<String, Queue>,
     functions: BTreeMap<String, Function>,
     /// Where it was read, if it was.
@@ -179,6 +181,17 @@ impl Manifest {
         let known = self.functions.keys().map(|known| (alike(known), known.as_str()));
         let nearest = known.max_by(|(one, _), (other, _)| one.total_cmp(other))?;
         (nearest.0 >= ALIKE).then_some(nearest.1)
+    }
+
+    /// How long events are kept.
+    pub(crate) fn retention(&self) -> Result<Retention, Stop> {
+        let mut kept = Retention::default();
+        for (name, value) in &self.events {
+            kept.set(name, value).map_err(|allowed| {
+                Stop::Usage(format!("{name} = {value:?} in [events] is not allowed: use {allowed}"))
+            })?;
+        }
+        Ok(kept)
     }
 
     /// How a queue is kept by the broker.

@@ -73,6 +73,8 @@ impl Made {
             (delay, _) => delay,
         };
         let destination = delay.map_or(Destination::Queue, Destination::Later);
-        producer.send(&self.envelope, destination, deadline).await
+        producer.send(&self.envelope, destination, deadline).await?;
+        producer.tell_queued(&self.envelope, destination).await;
+        Ok(())
     }
 }

@@ -12,14 +12,15 @@ use forebay_producer::{Delay, Producer, PublishOptions, Receipt, TraceContext};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use crate::awaited::{self, Until};
 use crate::bulk::{self, Bulk, Shape};
 use crate::exit::{Exit, Stop};
-use crate::globals::Session;
+use crate::globals::{Globals, Session};
 use crate::moment::{self, Expiry};
 use crate::order::{Earliest, Made, Order};
 use crate::spool::folder::Folder;
 use crate::template::{self, Template};
-use crate::{screen, spool, spooled};
+use crate::{follow, screen, spool, spooled};
 
 const HOW: &str = "give it as '{\"to\": \"ada@example.org\"}' in single quotes, or as - to read it \
                    from standard input; a job without data is '{}'";
@@ -37,6 +38,12 @@ Examples:
   forebay publish email.send --jsonl mails.jsonl
   find ~/pictures -name '*.jpg' | forebay publish file.digest --lines
   forebay publish page.fetch --lines urls.txt --template '{\"url\": \"{}\"}'
+
+With --track, and with --wait and --follow, which imply it, what happens to the job is told as events.
+--wait and --follow end when the job has ended, with exit code 0 if it succeeded and 1 if it is a dead
+letter; such a job is not spooled.
+  forebay publish report.render '{\"month\": 5}' --wait=5m
+  forebay publish report.render '{\"month\": 5}' --follow
 
 A bulk publish that stops says from which line to continue; continue with --from-line.
 
@@ -136,12 +143,44 @@ pub(crate) struct Publish {
     #[arg(long, env = "FOREBAY_SPOOL", hide_env_values = true, value_name = "DIR")]
     spool: Option<OsString>,
 
+    /// Tell what happens to it as events, for `forebay follow` and the gateway
+    #[arg(long, help_heading = "What becomes of it")]
+    track: bool,
+
+    /// Say whose job it is: a user or a tenant, who alone is shown its events by the gateway
+    #[arg(long, value_name = "NAME", help_heading = "What becomes of it")]
+    owner: Option<String>,
+
+    /// Wait until it has ended and show its result, for at most so long if that is said: --wait=30s
+    #[arg(
+        long,
+        value_name = "DURATION",
+        num_args = 0..=1,
+        require_equals = true,
+        value_parser = moment::wait,
+        conflicts_with_all = ["jsonl", "lines"],
+        help_heading = "What becomes of it"
+    )]
+    wait: Option<Option<Duration>>,
+
+    /// Show all that happens to it until it has ended
+    #[arg(
+        long,
+        conflicts_with_all = ["jsonl", "lines", "wait"],
+        help_heading = "What becomes of it"
+    )]
+    follow: bool,
+
     /// The trace it belongs to, by W3C Trace Context [default: TRACEPARENT and TRACESTATE, if set]
     #[arg(long, value_name = "TRACEPARENT", value_parser = TraceContext::parse)]
     traceparent: Option<TraceContext>,
 }
 
-pub(crate) async fn run(verb: Publish, session: &Session) -> anyhow::Result<Exit> {
+pub(crate) async fn run(
+    verb: Publish,
+    session: &Session,
+    globals: &Globals,
+) -> anyhow::Result<Exit> {
     verb.check_times(SystemTime::now())?;
     if verb.queue.is_none() && session.manifest.lacks(&verb.kind) {
         screen::note(unknown(&verb.kind, session.manifest.nearest(&verb.kind)));
@@ -164,7 +203,16 @@ pub(crate) async fn run(verb: Publish, session: &Session) -> anyhow::Result<Exit
             let only = "--from-line and --skip go with --jsonl or --lines".to_owned();
             return Err(Stop::Usage(only).into());
         }
-        (None, None) => return one(&order, verb.payload, spool, session).await,
+        (None, None) => {
+            let until = match verb.wait {
+                Some(within) => Some(Until::Ended { within }),
+                None if verb.follow => {
+                    Some(Until::Followed { people: follow::for_people(session, globals) })
+                }
+                None => None,
+            };
+            return one(&order, verb.payload, spool, until, session).await;
+        }
     };
     let from_line = from_line.unwrap_or(1);
     bulk::run(Bulk { order, source, shape, from_line, spool }, session).await
@@ -217,6 +265,12 @@ impl Publish {
         if let Some(key) = &self.key {
             options = options.idempotency_key(key);
         }
+        if self.track {
+            options = options.track(true);
+        }
+        if let Some(owner) = &self.owner {
+            options = options.owner(owner);
+        }
         if let Some(priority) = self.priority {
             options = options.priority(priority);
         }
@@ -232,15 +286,21 @@ async fn one(
     order: &Order,
     payload: Option<String>,
     spool: Option<&Path>,
+    until: Option<Until>,
     session: &Session,
 ) -> anyhow::Result<Exit> {
     let payload = read_payload(payload)?;
     check_json(&payload)?;
+    if let Some(until) = until {
+        // The variable of the spool may be set for other calls: this one wants the job now.
+        let options = order.options.clone();
+        return awaited::one(&order.kind, payload, options, until, session).await;
+    }
     if let Some(spool) = spool {
         let (folder, made) = (Folder::create(spool)?, order.make(payload)?);
         let because = spooled::one(order, &made, &folder, session).await?;
         let Made { envelope, delay, .. } = &made;
-        show(
+        receipt(
             &envelope.id,
             &envelope.queue,
             delay.map(Delay::duration),
@@ -254,15 +314,16 @@ async fn one(
     }
     let producer = Producer::new(&session.config);
     let (kind, options) = (&order.kind, order.options.clone());
-    let receipt = session.patiently(confirmed(&producer, kind, payload, options, session)).await?;
+    let published =
+        session.patiently(confirmed(&producer, kind, payload, options, session)).await?;
     producer.close().await;
-    show(&receipt.id, &receipt.queue, receipt.delay, None, session)?;
+    receipt(&published.id, &published.queue, published.delay, None, session)?;
     Ok(Exit::Fine)
 }
 
 /// Publishes, and ends as soon as it is known that there will be no connection: the publish itself
 /// would go on hoping until its deadline.
-async fn confirmed(
+pub(crate) async fn confirmed(
     producer: &Producer,
     kind: &str,
     payload: String,
@@ -303,7 +364,7 @@ fn check_json(payload: &str) -> Result<(), Stop> {
     }
 }
 
-fn show(
+pub(crate) fn receipt(
     id: &str,
     queue: &str,
     delay: Option<Duration>,

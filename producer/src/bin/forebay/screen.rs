@@ -95,6 +95,12 @@ pub(crate) fn printable(text: &str) -> String {
     text.chars().map(spell).collect()
 }
 
+/// A line without control characters, cut to the width of the terminal if there is one.
+pub(crate) fn fitting(line: &str) -> String {
+    let line = printable(line.trim_end());
+    terminal_width().map_or_else(|| line.clone(), |width| cut(&line, width))
+}
+
 /// One word for a shell, quoted only if it has to be.
 pub(crate) fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:@%+=,".contains(c);

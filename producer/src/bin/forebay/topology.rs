@@ -27,6 +27,7 @@ Examples:
   forebay topology show --queue mail
   forebay topology show --output json > topology.json
   forebay topology apply --queue mail --queue reports --delays 7days
+  forebay topology apply --events
 
 Workers and producers declare what they need by themselves. Apply it beforehand where they may not:
 run this as an administrator, and them with FOREBAY_DECLARE=never. For such, the longest wait counts
@@ -73,6 +74,10 @@ struct Scope {
         value_parser = moment::duration
     )]
     delays: Duration,
+
+    /// The stream of events too, which tracked jobs, channels and the gateway need
+    #[arg(long)]
+    events: bool,
 }
 
 pub(crate) async fn run(verb: &Topology, session: &Session) -> anyhow::Result<Exit> {
@@ -148,6 +153,9 @@ impl Scope {
         let asked = Delay::new(self.delays)?.map(Delay::level);
         if let Some(top) = asked.max(wanted_level(&session.manifest)) {
             all.extend(topology.for_ladder(top));
+        }
+        if self.events {
+            all.extend(topology.for_events(session.config.kept()));
         }
         Ok(each_once(all))
     }

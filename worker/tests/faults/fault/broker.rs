@@ -91,7 +91,7 @@ pub(super) async fn old_queues(site: &mut Site) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn killed(site: &mut Site, rng: &mut Rng) -> anyhow::Result<()> {
+pub(super) async fn killed(site: &mut Site, rng: &mut Rng) -> anyhow::Result<()> {
     site.a_while(rng, 300..2_500).await;
     site.struck("broker killed");
     site.own().kill().await;

@@ -50,7 +50,7 @@ pub(super) const FAULTS: &[Fault] = &[
     ),
 ];
 
-async fn cut(site: &mut Site, rng: &mut Rng) -> anyhow::Result<()> {
+pub(super) async fn cut(site: &mut Site, rng: &mut Rng) -> anyhow::Result<()> {
     for _ in 0..5 {
         site.a_while(rng, 100..1_000).await;
         site.cut();

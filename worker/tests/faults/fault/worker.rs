@@ -103,7 +103,7 @@ pub(super) const FAULTS: &[Fault] = &[
     .before(|site, _| async { site.hire_with(|_| {}) }.boxed_local()),
 ];
 
-async fn killed(site: &mut Site, rng: &mut Rng) -> anyhow::Result<()> {
+pub(super) async fn killed(site: &mut Site, rng: &mut Rng) -> anyhow::Result<()> {
     for _ in 0..3 {
         site.a_while(rng, 200..1_200).await;
         site.kill_one(rng).await?;

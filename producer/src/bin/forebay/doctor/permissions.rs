@@ -176,10 +176,10 @@ fn grant(role: Role, declare: Declare, namespace: &str) -> String {
     let ns = namespace;
     match (role, declare) {
         (Role::Publisher, Declare::Never) => {
-            format!(r"'^$' '^{ns}(\.delay\.[0-9]{{2}})?$' '^$'")
+            format!(r"'^$' '^{ns}(\.events|\.delay\.[0-9]{{2}})?$' '^$'")
         }
         (Role::Worker, Declare::Never) => format!(
-            r"'^$' '^(amq\.default|{ns}(\.dead-letters|\.delay\.[0-9]{{2}})?)$' '^{ns}\.[a-z0-9_-]+$'"
+            r"'^$' '^(amq\.default|{ns}(\.dead-letters|\.events|\.delay\.[0-9]{{2}})?)$' '^{ns}\.[a-z0-9_-]+$'"
         ),
         _ => format!(r"'^{ns}(\..*)?$' '^(amq\.default|{ns}(\..*)?)$' '^{ns}(\..*)?$'"),
     }

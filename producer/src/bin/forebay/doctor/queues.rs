@@ -106,7 +106,7 @@ fn finding(plan: &Plan, name: &str, count: QueueCount, manifest: &Manifest) -> V
         }
         _ => {}
     }
-    if consumers > 0 && !matches!(plan.role(name), Role::Jobs(_)) {
+    if consumers > 0 && !matches!(plan.role(name), Role::Jobs(_) | Role::Events) {
         let who = screen::count(consumers, "consumer", "consumers");
         let what = format!("queue `{name}`: {who} where Forebay has none for longer than a look");
         findings.push(match plan.role(name) {

@@ -46,6 +46,8 @@ pub(super) enum Role {
     Unrouted,
     /// A level of the delay ladder.
     Level(u8),
+    /// The stream of events.
+    Events,
     /// Of the namespace, and none that Forebay knows.
     Stranger,
 }
@@ -60,14 +62,24 @@ impl Reach {
 }
 
 impl Plan {
-    /// For these queues, and the ladder up to the highest level that is there.
-    pub(super) fn new(queues: Vec<String>, top: Reach, forebay: String, session: &Session) -> Self {
+    /// For these queues, the ladder up to the highest level that is there, and the stream of events
+    /// if that is there.
+    pub(super) fn new(
+        queues: Vec<String>,
+        top: Reach,
+        events: bool,
+        forebay: String,
+        session: &Session,
+    ) -> Self {
         let topology = session.config.topology().clone();
         let mut all = Vec::new();
         for queue in &queues {
             all.extend(topology.for_queue(queue, session.manifest.queue_type(queue)));
         }
         all.extend(top.level().map(|top| topology.for_ladder(top)).unwrap_or_default());
+        if events {
+            all.extend(topology.for_events(session.config.kept()));
+        }
         let declarations = crate::topology::each_once(all);
         let may_declare = session.config.declares() != Declare::Never;
         let vhost = session.config.vhost().to_owned();
@@ -83,6 +95,7 @@ impl Plan {
             (Some(name), _) => Role::Jobs(name.clone()),
             (_, Some(name)) => Role::Dead(name.clone()),
             _ if queue == self.topology.unrouted() => Role::Unrouted,
+            _ if queue == self.topology.events() => Role::Events,
             _ => {
                 let level = (0..LEVELS).find(|level| self.topology.delay(*level) == queue);
                 level.map_or(Role::Stranger, Role::Level)
@@ -94,10 +107,20 @@ impl Plan {
     pub(super) fn apply(&self, queue: Option<&str>) -> String {
         let queues = queue.map_or_else(|| self.queues.clone(), |queue| vec![queue.to_owned()]);
         let queues: String = queues.iter().map(|queue| format!(" --queue {queue}")).collect();
+        let events = self.declarations.iter().any(|one| self.is_of_events(one));
+        let events = if events { " --events" } else { "" };
         // A delay of exactly one level's time takes all levels up to it.
         let top = self.top.level().max(self.wanted.map(|(level, _)| level));
         let delays = top.map(|top| format!(" --delays {}ms", 100_u64 << top));
-        format!("{} topology apply{queues}{}", self.forebay, delays.unwrap_or_default())
+        format!("{} topology apply{queues}{}{events}", self.forebay, delays.unwrap_or_default())
+    }
+
+    fn is_of_events(&self, declaration: &Declaration) -> bool {
+        let (Declaration::Queue { name, .. } | Declaration::Exchange { name, .. }) = declaration
+        else {
+            return false;
+        };
+        self.role(name) == Role::Events
     }
 
     fn delete(&self, name: &str) -> String {
@@ -252,9 +275,11 @@ impl Plan {
         finding.mend(self.delete(name)).mend(self.apply(queue.as_deref()))
     }
 
-    /// Whether jobs can be lost or come at the wrong time because of it.
+    /// Whether jobs can be lost or come at the wrong time because of it. Of events another retention
+    /// is no fault: it may be meant.
     fn hurts(&self, declaration: &Declaration, argument: &str) -> bool {
         match argument {
+            _ if self.is_of_events(declaration) => false,
             "x-delivery-limit" => match declaration {
                 // Without "no limit" a look at it deletes what it holds.
                 Declaration::Queue { name, .. } => !matches!(self.role(name), Role::Jobs(_)),
@@ -303,6 +328,18 @@ pub(super) async fn top(session: &Session) -> Result<Reach, DeadError> {
     }
     inspector.close().await;
     Ok(if denied && top.is_none() { Reach::Unseen } else { Reach::To(top) })
+}
+
+/// Whether the stream of events is there. It need not be.
+pub(super) async fn has_events(session: &Session) -> Result<bool, DeadError> {
+    let inspector = Inspector::new(&session.config);
+    let count = inspector.count(&session.config.topology().events()).await;
+    inspector.close().await;
+    match count {
+        Ok(count) => Ok(count.is_some()),
+        Err(DeadError::MayNotLook { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Told together: who may not look at one may look at none.

@@ -39,6 +39,10 @@ pub(crate) struct Kept {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) idempotency_key: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) owner: Option<String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) track: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) priority: Option<u8>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) signature: Option<String>,
@@ -83,6 +87,8 @@ impl Kept {
             not_before: not_before.map(to_ms),
             expires_at: envelope.expires_at_ms,
             idempotency_key: envelope.idempotency_key.clone(),
+            owner: envelope.owner.clone(),
+            track: envelope.track,
             priority: envelope.priority,
             signature: envelope.signature.clone(),
             headers: headers.collect(),
@@ -97,6 +103,8 @@ impl Kept {
         envelope.published_at_ms = Some(self.published_at);
         envelope.expires_at_ms = self.expires_at;
         envelope.idempotency_key = self.idempotency_key;
+        envelope.owner = self.owner;
+        envelope.track = self.track;
         envelope.priority = self.priority;
         envelope.signature = self.signature;
         for (name, value) in self.headers {
@@ -168,6 +176,8 @@ pub(super) mod tests {
                 not_before,
                 expires_at: None,
                 idempotency_key: None,
+                owner: None,
+                track: false,
                 priority,
                 signature: None,
                 headers,
@@ -218,6 +228,8 @@ pub(super) mod tests {
             not_before: None,
             expires_at: None,
             idempotency_key: None,
+            owner: None,
+            track: false,
             priority: None,
             signature: None,
             headers: BTreeMap::new(),

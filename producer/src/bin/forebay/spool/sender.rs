@@ -98,7 +98,13 @@ pub(crate) async fn send(
             let deadline = after(session.timeout);
             flying.push(async move {
                 let sent = match kept.restore(now_ms()) {
-                    Ok((envelope, to)) => producer.send(&envelope, to, deadline).await,
+                    Ok((envelope, to)) => {
+                        let sent = producer.send(&envelope, to, deadline).await;
+                        if sent.is_ok() {
+                            producer.tell_queued(&envelope, to).await;
+                        }
+                        sent
+                    }
                     Err(error) => Err(error),
                 };
                 (at, queue, size, of_run, sent)

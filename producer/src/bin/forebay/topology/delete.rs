@@ -43,7 +43,7 @@ pub(super) struct Delete {
     #[arg(long, value_name = "NAME", group = "what")]
     name: Vec<String>,
 
-    /// The whole namespace: all known queues, the delay ladder, unrouted, the exchanges
+    /// The whole namespace: all known queues, the delay ladder, unrouted, events, the exchanges
     #[arg(long, group = "what")]
     all: bool,
 
@@ -105,6 +105,7 @@ impl Plan {
             declarations.extend(topology.for_queue(queue, session.manifest.queue_type(queue)));
         }
         declarations.extend(topology.for_ladder(LEVELS - 1));
+        declarations.extend(topology.for_events(session.config.kept()));
         let declarations = each_once(declarations);
         let (mut queues, mut exchanges) = (Vec::new(), Vec::new());
         for declaration in &declarations {
