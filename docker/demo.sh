@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Shows Forebay at work: a RabbitMQ, a worker, a burst of jobs, and what becomes of each of them.
+# Shows Forebay at work: a RabbitMQ, a worker, a gateway, a burst of jobs, and what becomes of each of them.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=docker/lib.sh
@@ -10,6 +10,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . docker/demo/jobs.sh
 # shellcheck source=docker/demo/worker.sh
 . docker/demo/worker.sh
+# shellcheck source=docker/demo/gateway.sh
+. docker/demo/gateway.sh
 # shellcheck source=docker/demo/screen.sh
 . docker/demo/screen.sh
 # shellcheck source=docker/demo/summary.sh
@@ -21,7 +23,8 @@ usage() {
     cat <<'TEXT'
 usage: docker/demo.sh [--keep] [--broker docker|local] [--jobs N]
 
-  --keep      leave broker and worker running, to play with, and a stop.sh that ends them
+  --keep      leave broker, worker and gateway running, to play with, with a page to open in a
+              browser, and a stop.sh that ends them
   --broker    docker: a container; local: a private rabbitmq-server process
               (default: the broker in AMQP_URL, else docker if a daemon answers, else local)
   --jobs N    digest so many files (default: every file of /usr/share/doc, at most 20,000)
@@ -75,6 +78,7 @@ main() {
     title "Jobs that come too early"
     publish_too_early
     start_worker
+    start_gateway
     title "A burst of jobs"
     publish_burst
     title "Killing the worker"
@@ -101,24 +105,25 @@ make_folder() {
     : >"$tmp/queues"
     export FOREBAY_NAMESPACE=demo-$suffix
     # These are for the user's own work.
-    management_url=${FOREBAY_MANAGEMENT_URL:-}
-    unset FOREBAY_DECLARE FOREBAY_STRICT_TOPOLOGY FOREBAY_MANAGEMENT_URL RUST_LOG
+    unset FOREBAY_DECLARE FOREBAY_STRICT_TOPOLOGY FOREBAY_MANAGEMENT_URL RUST_LOG "${!FOREBAY_GATEWAY_@}"
 }
 
 need_tools() {
     command -v cargo >/dev/null || die "cargo is not on the PATH" "install Rust: https://rustup.rs"
     command -v cc >/dev/null || apt_install gcc libc6-dev
+    command -v curl >/dev/null || apt_install curl
 }
 
 build() {
     local quiet=(--quiet)
     if [ -t 2 ]; then quiet=(); fi
     line build "cargo build --release (the first time it takes some minutes)"
-    cargo build --release --locked -p forebay-producer -p forebay-handlers ${quiet[@]+"${quiet[@]}"} \
+    cargo build --release --locked -p forebay-producer -p forebay-handlers -p forebay-gateway ${quiet[@]+"${quiet[@]}"} \
         --message-format json-render-diagnostics >"$tmp/build.json" ||
         die "cargo could not build Forebay (its reason is above)" "the README says under Install what it needs"
     forebay=$(built forebay)
     forebay_run=$(built forebay-run)
+    forebay_gateway=$(built forebay-gateway)
 }
 
 # Where cargo has put a program: its settings may say elsewhere than target/release.
@@ -138,9 +143,9 @@ leave_running() {
     local name letter
     {
         printf '#!/usr/bin/env bash\n# Ends what docker/demo.sh --keep has left running, and removes this folder.\n'
-        for name in tmp publishers receiver worker broker container starting rabbitmq epmd epmd_port \
-            declared management_url AMQP_URL FOREBAY_NAMESPACE; do
-            printf '%s=%q\n' "$name" "${!name}"
+        for name in tmp publishers receiver worker gateway follower broker container starting rabbitmq epmd \
+            epmd_port declared forebay AMQP_URL FOREBAY_NAMESPACE; do
+            printf 'export %s=%q\n' "$name" "${!name}"
         done
         printf 'cd %q\n. docker/lib.sh\n. docker/demo/stop.sh\nstop_everything\n' "$PWD"
     } >"$tmp/stop.sh"
@@ -166,6 +171,13 @@ leave_running() {
   find $files -type f | forebay publish file.digest --lines
   kill -USR1 $worker; tail worker-$workers.log        # what it is running just now
 
+A page to publish jobs and see what becomes of them, also while its network is away:
+  $door/
+The same from here:
+  forebay publish report.render '{}' --follow
+  curl -N '$door/events?kind=report.render' &
+  curl $door/jobs -d '{"kind": "report.render", "payload": {"id": 7}}'
+
 It ends with:  $tmp/stop.sh
 
 TEXT
@@ -182,7 +194,7 @@ finish() {
 }
 
 digests='' keep='' kept='' wrong=0
-tmp='' suffix='' forebay='' forebay_run=''
+tmp='' suffix='' forebay='' forebay_run='' forebay_gateway=''
 broker='' broker_is='' image='' policy='' declared='' management_url=''
-publishers='' worker='' workers=0 receiver='' container='' starting='' rabbitmq='' epmd='' epmd_port=''
+publishers='' worker='' workers=0 gateway='' door='' report='' follower='' receiver='' container='' starting='' rabbitmq='' epmd='' epmd_port=''
 main "$@"

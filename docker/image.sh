@@ -12,7 +12,8 @@ usage() {
 usage: docker/image.sh [--tag TAG] [--binaries DIR]
 
   --tag TAG       name of the image (default: forebay:latest)
-  --binaries DIR  take DIR/forebay and DIR/forebay-run as they are, for example target/release
+  --binaries DIR  take forebay, forebay-run and forebay-gateway of DIR as they are, for
+                  example target/release
   -h, --help      this text
 
 Without --binaries it compiles them in rust:1-trixie (RUST_IMAGE names another image), or with this
@@ -78,7 +79,8 @@ compile() {
     command -v cargo >/dev/null ||
         die "'$builder' could not be pulled (docker's reason is above) and cargo is not on the PATH" \
             "install Rust (https://rustup.rs), or give --binaries"
-    cargo build --release --locked -p forebay-producer -p forebay-handlers --features forebay-handlers/full >&2
+    cargo build --release --locked -p forebay-producer -p forebay-handlers -p forebay-gateway \
+        --features forebay-handlers/full >&2
     echo "${CARGO_TARGET_DIR:-target}/release"
 }
 
@@ -86,7 +88,7 @@ compile() {
 prebuilt() {
     local program
     work=$(mktemp -d)
-    for program in forebay forebay-run; do
+    for program in forebay forebay-run forebay-gateway; do
         [ -x "$2/$program" ] || die "there is no program $2/$program" "build it, or name its folder with --binaries"
         # Without debug information they are a fifth of the size. Not every machine has strip.
         strip -o "$work/$program" "$2/$program" 2>/dev/null || cp "$2/$program" "$work/$program"

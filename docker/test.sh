@@ -93,11 +93,19 @@ install_needs() {
     command -v cc >/dev/null || apt_install gcc libc6-dev
     command -v pkg-config >/dev/null || apt_install pkg-config
     # The tests of what other languages see publish and consume with pika; those of email.send have
-    # their mail server from aiosmtpd.
-    python_for_tests >/dev/null || apt_install python3 python3-pika python3-aiosmtpd
-    # And with amqplib; functions in JavaScript run in node too.
+    # their mail server from aiosmtpd; python-socketio is one of the gateway's stock clients.
+    python_for_tests >/dev/null || apt_install python3 python3-pika python3-aiosmtpd \
+        python3-socketio python3-requests python3-websocket
+    # And with amqplib and socket.io-client; functions in JavaScript run in node too.
     command -v node >/dev/null || apt_install nodejs
-    [ "$amqplib/node_modules/.package-lock.json" -nt "$amqplib/package-lock.json" ] || install_amqplib
+    local folder
+    for folder in "${npm_folders[@]}"; do
+        [ "$folder/node_modules/.package-lock.json" -nt "$folder/package-lock.json" ] || install_npm "$folder"
+    done
+    # Pages use the gateway in a real browser.
+    [ -n "${FOREBAY_CHROMIUM:-}" ] || has_chromium || apt_install chromium
+    # Asks the gateway by its own description.
+    [ -n "${FOREBAY_SCHEMATHESIS:-}" ] || install_schemathesis
     # The stores of idempotency keys: the tests start servers of their own from these packages.
     [ -n "${FOREBAY_TEST_REDIS_URL:-}" ] || command -v redis-server >/dev/null || apt_install redis-server
     [ -n "${FOREBAY_TEST_POSTGRES_URL:-}" ] || has_postgres || apt_install postgresql
@@ -108,26 +116,46 @@ install_needs() {
 # Debian keeps the programs of each version apart.
 has_postgres() { command -v initdb >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; }
 
+has_chromium() { command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null
+
 # The very files that package-lock.json names by their hashes.
-install_amqplib() {
+install_npm() {
     command -v npm >/dev/null || apt_install npm
     local output
-    output=$(npm ci --prefix "$amqplib" --ignore-scripts --no-audit --no-fund 2>&1) ||
-        die "npm could not install amqplib: $output" "look at the network, then: npm ci --prefix $amqplib"
+    output=$(npm ci --prefix "$1" --ignore-scripts --no-audit --no-fund 2>&1) ||
+        die "npm could not install what $1 needs: $output" "look at the network, then: npm ci --prefix $1"
+}
+
+# In a folder of its own, since Debian has none and its Python takes nothing from pip.
+install_schemathesis() {
+    local wanted=gateway/tests/openapi/requirements.txt into=${CARGO_TARGET_DIR:-target}/schemathesis
+    if ! cmp -s "$wanted" "$into/requirements.txt"; then
+        python3 -c 'import venv, ensurepip' 2>/dev/null || apt_install python3-venv
+        rm -rf "$into"
+        python3 -m venv "$into"
+        "$into/bin/pip" --quiet install --requirement "$wanted" ||
+            die "pip could not install schemathesis (its reason is above)" "mend the network or pip's settings, then run this again"
+        cp "$wanted" "$into/requirements.txt"
+    fi
+    FOREBAY_SCHEMATHESIS=$(realpath "$into")/bin/schemathesis
+    export FOREBAY_SCHEMATHESIS
 }
 
 need_node() {
     command -v node >/dev/null ||
         die "node is not on the PATH" "run docker/test.sh without --fast as root, or install Node 18 or newer"
-    [ -d "$amqplib/node_modules/amqplib" ] ||
-        die "amqplib is not installed" "run docker/test.sh without --fast, or: npm ci --prefix $amqplib"
+    local folder
+    for folder in "${npm_folders[@]}"; do
+        [ -d "$folder/node_modules" ] ||
+            die "what $folder needs is not installed" "run docker/test.sh without --fast, or: npm ci --prefix $folder"
+    done
 }
 
 # The python3 on the PATH may be another one than Debian's, without Debian's packages.
 python_for_tests() {
     local python
     for python in "${FOREBAY_PYTHON:-}" python3 /usr/bin/python3; do
-        if [ -n "$python" ] && "$python" -c 'import pika, aiosmtpd' 2>/dev/null; then
+        if [ -n "$python" ] && "$python" -c 'import pika, aiosmtpd, socketio' 2>/dev/null; then
             echo "$python"
             return
         fi
@@ -137,8 +165,8 @@ python_for_tests() {
 
 choose_python() {
     FOREBAY_PYTHON=$(python_for_tests) ||
-        die "no python3 here can import pika and aiosmtpd" \
-            "run docker/test.sh without --fast as root, or: pip install pika aiosmtpd"
+        die "no python3 here can import pika, aiosmtpd and socketio" \
+            "run docker/test.sh without --fast as root, or: pip install pika aiosmtpd 'python-socketio[client]'"
     export FOREBAY_PYTHON
 }
 
@@ -153,6 +181,7 @@ features() {
     for feature in '' bench cli email image postgres redis; do
         cargo check -p forebay-handlers --no-default-features --features "$feature" --locked
     done
+    cargo check -p forebay-gateway --no-default-features --locked
 }
 
 # Of the libraries: what stands over the arguments of a program is its --help.
@@ -192,12 +221,13 @@ finish() {
     rm -f "$log"
     printf '\n'
     [ ${#summary[@]} -eq 0 ] || printf '%s\n' "${summary[@]}"
-    if [ $status -eq 0 ]; then
+    # A signal leaves no status, but a step that has not ended.
+    if [ $status -eq 0 ] && [ -z "$current" ]; then
         printf 'all checks passed in %ss\n' "$SECONDS"
     else
         printf 'failed: %s (the reason is above)\n' "${current:-docker/test.sh}"
     fi
 }
 
-summary=() current='' log='' amqplib=producer/tests/amqplib
+summary=() current='' log='' npm_folders=(producer/tests/amqplib gateway/tests/socketio)
 main "$@"

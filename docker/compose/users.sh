@@ -10,6 +10,7 @@ main() {
     operator=$(hash FOREBAY_OPERATOR_PASSWORD "${FOREBAY_OPERATOR_PASSWORD:-}")
     publisher=$(hash FOREBAY_PUBLISHER_PASSWORD "${FOREBAY_PUBLISHER_PASSWORD:-}")
     worker=$(hash FOREBAY_WORKER_PASSWORD "${FOREBAY_WORKER_PASSWORD:-}")
+    gateway=$(hash FOREBAY_GATEWAY_PASSWORD "${FOREBAY_GATEWAY_PASSWORD:-}")
     # The permissions are those of docs/wire.md, for the namespace `forebay`.
     cat >"$file" <<JSON
 {
@@ -17,16 +18,18 @@ main() {
   "users": [
     {"name": "operator", "password_hash": "$operator", "hashing_algorithm": "rabbit_password_hashing_sha256", "tags": ["monitoring"]},
     {"name": "publisher", "password_hash": "$publisher", "hashing_algorithm": "rabbit_password_hashing_sha256", "tags": []},
-    {"name": "worker", "password_hash": "$worker", "hashing_algorithm": "rabbit_password_hashing_sha256", "tags": []}
+    {"name": "worker", "password_hash": "$worker", "hashing_algorithm": "rabbit_password_hashing_sha256", "tags": []},
+    {"name": "gateway", "password_hash": "$gateway", "hashing_algorithm": "rabbit_password_hashing_sha256", "tags": []}
   ],
   "permissions": [
     {"user": "operator", "vhost": "forebay", "configure": "^forebay(\\\\..*)?\$", "write": "^(amq\\\\.default|forebay(\\\\..*)?)\$", "read": "^forebay(\\\\..*)?\$"},
-    {"user": "publisher", "vhost": "forebay", "configure": "^\$", "write": "^forebay(\\\\.delay\\\\.[0-9]{2})?\$", "read": "^\$"},
-    {"user": "worker", "vhost": "forebay", "configure": "^\$", "write": "^(amq\\\\.default|forebay(\\\\.dead-letters|\\\\.delay\\\\.[0-9]{2})?)\$", "read": "^forebay\\\\.[a-z0-9_-]+\$"}
+    {"user": "publisher", "vhost": "forebay", "configure": "^\$", "write": "^forebay(\\\\.events|\\\\.delay\\\\.[0-9]{2})?\$", "read": "^\$"},
+    {"user": "worker", "vhost": "forebay", "configure": "^\$", "write": "^(amq\\\\.default|forebay(\\\\.dead-letters|\\\\.events|\\\\.delay\\\\.[0-9]{2})?)\$", "read": "^forebay\\\\.[a-z0-9_-]+\$"},
+    {"user": "gateway", "vhost": "forebay", "configure": "^\$", "write": "^forebay(\\\\.events|\\\\.delay\\\\.[0-9]{2})?\$", "read": "^forebay\\\\.events\$"}
   ]
 }
 JSON
-    unset FOREBAY_OPERATOR_PASSWORD FOREBAY_PUBLISHER_PASSWORD FOREBAY_WORKER_PASSWORD
+    unset FOREBAY_OPERATOR_PASSWORD FOREBAY_PUBLISHER_PASSWORD FOREBAY_WORKER_PASSWORD FOREBAY_GATEWAY_PASSWORD
     # The official image prepares its folders in a script of this name.
     if command -v docker-entrypoint.sh >/dev/null; then
         exec docker-entrypoint.sh rabbitmq-server

@@ -45,13 +45,13 @@ publish_burst() {
     numbered ticket 20 >"$tmp/jobs/tickets.jsonl"
     numbered mail 10 >"$tmp/jobs/mails.jsonl"
     numbered invoice 10 >"$tmp/jobs/invoices.jsonl"
-    numbered report 5 >"$tmp/jobs/reports.jsonl"
+    numbered chart 5 >"$tmp/jobs/charts.jsonl"
     plan files file.digest $((digests + 2)) 2 rejected "one outside, one missing"
     plan texts text.count 300 0 - ""
     plan trouble ticket.print 20 0 - "fails twice, then works"
     plan trouble mail.send 10 10 failed "three attempts of three"
     plan trouble invoice.check 10 10 rejected "exit code 65, no retry"
-    plan trouble report.render 5 5 timeout "ran longer than it may"
+    plan trouble chart.draw 5 5 timeout "ran longer than it may"
 
     remark "files.txt lists files of $files, texts.txt those of them that are text"
     start_clock
@@ -67,7 +67,7 @@ publish_burst() {
     publish_beside ticket.print --jsonl "$tmp/jobs/tickets.jsonl"
     publish_beside mail.send --jsonl "$tmp/jobs/mails.jsonl"
     publish_beside invoice.check --jsonl "$tmp/jobs/invoices.jsonl"
-    publish_beside report.render --jsonl "$tmp/jobs/reports.jsonl"
+    publish_beside chart.draw --jsonl "$tmp/jobs/charts.jsonl"
     with_count "and some that go wrong, each in its own way" 45
     printf '\n'
     if watch burst_is_over; then tell_rates; fi

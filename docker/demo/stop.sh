@@ -13,6 +13,8 @@ stop_everything() {
         end "$worker" 30 # its grace period and some more
         say "worker: $(tail -n 1 "$tmp/worker.out")"
     fi
+    end "$follower" 5
+    end "$gateway" 15
     end "$receiver" 5
     stop_broker
     [ -z "$tmp" ] || rm -rf "$tmp"
@@ -57,47 +59,12 @@ arguments_of() {
     fi 2>/dev/null || true
 }
 
-# A broker that was given stays as it was found: everything of our namespace goes. `forebay` only
-# declares, so it takes the management API, if there is one.
+# A broker that was given stays as it was found: everything of our namespace goes.
 leave_broker() {
-    local url
     [ "$declared" ] || return 0
-    for url in "$management_url" "$(local_management)"; do
-        if [ "$url" ] && delete_namespace "${url%/}"; then
-            say "broker: removed all of $FOREBAY_NAMESPACE"
-            return
-        fi
-    done
-    say "broker: the queues and exchanges of $FOREBAY_NAMESPACE are still there. The demo removes them"
-    say "  by itself if FOREBAY_MANAGEMENT_URL=http://user:password@host:15672 is set. By hand:"
-    say "  rabbitmqctl -q list_queues name | grep '^$FOREBAY_NAMESPACE\.' | xargs -n 1 rabbitmqctl delete_queue"
-    say "  and the exchanges on RabbitMQ's management page"
-}
-
-# Where the management API is if nobody has changed that, for a broker on this machine.
-local_management() {
-    printf '%s' "$AMQP_URL" |
-        sed -nE 's#^amqp://(([^@/]*)@)?(127\.0\.0\.1|localhost)(:[0-9]+)?([/?].*)?$#http://\2@\3:15672#p' |
-        sed 's#//@#//guest:guest@#'
-}
-
-# delete_namespace MANAGEMENT_URL. Fails unless there was something: it may be another broker's.
-delete_namespace() {
-    local vhost what name deleted=''
-    vhost=$(printf '%s' "$AMQP_URL" | sed -nE 's#^amqps?://[^/]*/([^?]+).*#\1#p')
-    vhost=${vhost:-%2F}
-    for what in queues exchanges; do
-        for name in $(ask "$1/api/$what/$vhost?columns=name" | grep -o '"name":"[^"]*"' | cut -d '"' -f 4 |
-            grep "^$FOREBAY_NAMESPACE\($\|\.\)"); do
-            ask "$1/api/$what/$vhost/$name" --request DELETE || return 1
-            deleted=1
-        done
-    done
-    [ "$deleted" ]
-}
-
-# ask URL ARGUMENTS FOR curl...: the URL holds a password, which others would see among arguments.
-ask() {
-    printf 'url = "%s"\n' "$1" |
-        curl --silent --fail --globoff --noproxy '*' --max-time 10 --config - "${@:2}" 2>/dev/null
+    if "$forebay" --config "$tmp/forebay.toml" topology delete --all --force --yes >/dev/null 2>"$tmp/delete.log"; then
+        say "broker: removed all of $FOREBAY_NAMESPACE"
+    else
+        say "broker: the queues and exchanges of $FOREBAY_NAMESPACE may still be there: $(tail -n 1 "$tmp/delete.log")"
+    fi
 }

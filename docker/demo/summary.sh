@@ -34,6 +34,7 @@ reconcile() {
     else
         verdict no "$(commas "$published") is not $(commas "$finished") + $(commas "$dead") + $(commas "$waiting")"
     fi
+    [ -z "$report" ] || make_up_for_missed
     made=$(find "$tmp/results" -name '*.json' | wc -l | tr -d ' ')
     agree "text.count jobs done" "$(tallied text.count 2)" "results on the disk, one for each job id" "$made"
     if [ "$receiver" ]; then

@@ -15,5 +15,5 @@ case $1 in
         echo "this invoice has no customer" >&2
         exit 65 # dead letter at once
         ;;
-    render) exec sleep 60 ;;
+    draw) exec sleep 60 ;;
 esac

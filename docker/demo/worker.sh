@@ -66,23 +66,24 @@ worker_lives() {
         die "the worker has ended by itself; the end of its log: $(tail -n 5 "$log")" "please report it"
 }
 
-# While it works, with its hands full. Nothing may be lost by that.
+# While it works, with its hands full, and its client loses the network. Nothing may be lost by that.
 kill_worker() {
+    publish_report
     tail -n 200 "$tmp/texts" >"$tmp/last"
     take 200 "$tmp/last" >"$tmp/jobs/more.txt"
     plan texts text.count 200 0 - ""
     command_line "forebay publish text.count --lines more.txt" 200
     publish text.count --lines "$tmp/jobs/more.txt"
-    until take_stock; [ "$(left text.count)" -le 150 ]; do
+    until take_stock; [ "$(left text.count)" -le 150 ] && report_has_begun; do
         if is_late; then return; fi
         worker_lives
         sleep 0.1
     done
     kill -USR1 "$worker" # it logs what is running
     sleep 0.2
-    command_line "kill -9 $worker"
-    kill -KILL "$worker"
-    { wait "$worker"; } 2>/dev/null || true
+    command_line "kill -9 $worker $follower"
+    kill -KILL "$worker" "$follower"
+    { wait "$worker" "$follower"; } 2>/dev/null || true
     take_stock
     remark "$(grep -c '"message":"running"' "$log" || true) jobs were running, $(left text.count) were still to do"
     start_worker

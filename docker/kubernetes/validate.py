@@ -119,39 +119,74 @@ def cluster(document):
 
 def fit(documents):
     """What one file says of another one."""
+    named = {(document["kind"], document["metadata"].get("name")): document for document in documents}
     kinds = {document["kind"]: document for document in documents}
-    deployment, template = kinds["Deployment"], kinds["Deployment"]["spec"]["template"]
-    container = template["spec"]["containers"][0]
-    labels = template["metadata"]["labels"]
-    name = deployment["metadata"]["name"]
-    for selector in (deployment["spec"], kinds["PodDisruptionBudget"]["spec"], kinds["PodMonitor"]["spec"]):
-        must(selector["selector"]["matchLabels"].items() <= labels.items(), "a selector does not match the workers")
-    must(template["spec"]["serviceAccountName"] == kinds["ServiceAccount"]["metadata"]["name"], "service account")
-    ports = {port["name"] for port in container["ports"]}
-    used = {container[probe]["httpGet"]["port"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")}
-    used |= {endpoint["port"] for endpoint in kinds["PodMonitor"]["spec"]["podMetricsEndpoints"]}
-    must(used <= ports, "a port that the container does not have")
-
-    must(kinds["Service"]["spec"]["selector"].items() <= labels.items(), "the service does not find the workers")
-    must({port["targetPort"] for port in kinds["Service"]["spec"]["ports"]} <= ports, "a port of the service")
-    must("replicas" not in deployment["spec"], "an apply would undo what KEDA has set")
+    worker = program(named, kinds["PodMonitor"], "forebay-worker")
+    must(worker["serviceAccountName"] == kinds["ServiceAccount"]["metadata"]["name"], "service account")
+    must("replicas" not in named["Deployment", "forebay-worker"]["spec"], "an apply would undo what KEDA has set")
     scaled = [document["spec"] for document in documents if document["kind"] == "ScaledObject"]
-    must(all(spec["scaleTargetRef"]["name"] == name for spec in scaled), "KEDA scales something else")
+    must(all(spec["scaleTargetRef"]["name"] == "forebay-worker" for spec in scaled), "KEDA scales something else")
     by_queue = [trigger for spec in scaled for trigger in spec["triggers"] if trigger["type"] == "rabbitmq"]
     secret = kinds["TriggerAuthentication"]["metadata"]["name"]
     must(all(trigger["authenticationRef"]["name"] == secret for trigger in by_queue), "KEDA's secret")
 
     manifest = tomllib.loads((HERE / "forebay.toml").read_text())
-    grace = int(manifest["worker"]["grace"].removesuffix("s"))
-    must(template["spec"]["terminationGracePeriodSeconds"] >= grace + 15, "the grace of the pod is too short")
+    must(worker["terminationGracePeriodSeconds"] >= seconds(manifest["worker"]["grace"]) + 15,
+         "the grace of the worker's pod is too short")
     queues = {f"forebay.{queue}" for queue in manifest["queues"]}
     must({trigger["metadata"]["queueName"] for trigger in by_queue} == queues, "KEDA's queues")
     applied = kinds["Job"]["spec"]["template"]["spec"]["containers"][0]["args"]
     must(all(queue.split(".")[1] in applied for queue in queues), "a queue that nobody declares")
+    must("--events" in applied, "the stream of events, which nobody declares")
+    gateway(program(named, kinds["PodMonitor"], "forebay-gateway"))
 
     kustomization = yaml.safe_load((HERE / "kustomization.yaml").read_text())
-    files = kustomization["resources"] + kustomization["configMapGenerator"][0]["files"]
+    maps = {map["name"]: map["files"] for map in kustomization["configMapGenerator"]}
+    files = kustomization["resources"] + sum(maps.values(), [])
     must(all((HERE / file).is_file() for file in files), "kustomization.yaml names a file that is not there")
+    used = {volume["configMap"]["name"] for (kind, _), document in named.items() if kind == "Deployment"
+            for volume in document["spec"]["template"]["spec"]["volumes"] if "configMap" in volume}
+    must(used == set(maps), "a ConfigMap that kustomization.yaml does not make")
+
+
+def program(named, monitor, name):
+    """What holds for each Deployment; returns its pod."""
+    deployment = named["Deployment", name]
+    template = deployment["spec"]["template"]
+    pod, labels = template["spec"], template["metadata"]["labels"]
+    for spec in (deployment["spec"], named["PodDisruptionBudget", name]["spec"]):
+        must(spec["selector"]["matchLabels"].items() <= labels.items(), f"a selector does not match {name}")
+    expression, = monitor["spec"]["selector"]["matchExpressions"]
+    must(labels[expression["key"]] in expression["values"], f"the PodMonitor does not find {name}")
+    service = named["Service", name]["spec"]
+    must(service["selector"].items() <= labels.items(), f"the service does not find {name}")
+    container, = pod["containers"]
+    ports = {port["name"] for port in container["ports"]}
+    used = {container[probe]["httpGet"]["port"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")}
+    used |= {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]}
+    used |= {port["targetPort"] for port in service["ports"]}
+    must(used <= ports, f"a port that {name} does not have")
+    mounts, volumes = (
+        {entry["name"] for entry in entries} for entries in (container["volumeMounts"], pod["volumes"])
+    )
+    must(mounts == volumes, f"a volume of {name}")
+    return pod
+
+
+def gateway(pod):
+    settings = tomllib.loads((HERE / "gateway.toml").read_text())
+    container, = pod["containers"]
+    begun = container["lifecycle"]["preStop"]["sleep"]["seconds"] + 2 * seconds(settings["grace"])
+    must(pod["terminationGracePeriodSeconds"] >= begun + 10, "the grace of the gateway's pod is too short")
+    folder = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    there = {f"{folder[volume['name']]}/{item['path']}"
+             for volume in pod["volumes"] if "secret" in volume for item in volume["secret"]["items"]}
+    for key in ("secret_file", "ticket_key_file"):
+        must(settings["auth"][key] in there, f"{key} is not in the pod")
+
+
+def seconds(text):
+    return int(text.removesuffix("s"))
 
 
 def must(holds, otherwise):
