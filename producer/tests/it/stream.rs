@@ -218,16 +218,10 @@ async fn a_broker_that_shows_nothing_for_long_is_waited_for() {
     assert_eq!(numbers(&mut events, 5).await, all(20..25));
 }
 
-#[tokio::test]
-async fn a_consumer_that_hangs_is_found_out_and_replaced() {
+/// The next one to consume is sent nothing; whoever looks beside it is.
+fn hang_the_next_consumer(proxy: &Proxy) {
     const NONE: u32 = u32::MAX;
     const NEXT: u32 = u32::MAX - 1;
-    let bench = Bench::with(0..20).await;
-    let proxy = Proxy::to(&bench.broker.address()).await;
-    let behind = through(&proxy.url(), &bench.broker.config());
-    let mut events = Events::open(&behind, Start::First).await.unwrap();
-    assert_eq!(numbers(&mut events, 20).await, all(0..20));
-    // The next one to consume is sent nothing; whoever looks beside it is.
     let hangs = AtomicU32::new(NEXT);
     proxy.meddle(move |frame| {
         let channel = u32::from(frame.channel());
@@ -239,9 +233,29 @@ async fn a_consumer_that_hangs_is_found_out_and_replaced() {
         _ = hangs.compare_exchange(seen, then, Ordering::AcqRel, Ordering::Acquire);
         if seen == channel && frame.is_delivery() { Meddle::Drop } else { Meddle::Pass }
     });
+}
+
+#[tokio::test]
+async fn a_consumer_that_hangs_is_found_out_and_replaced() {
+    let bench = Bench::with(0..20).await;
+    let proxy = Proxy::to(&bench.broker.address()).await;
+    let behind = through(&proxy.url(), &bench.broker.config());
+    let mut events = Events::open(&behind, Start::First).await.unwrap();
+    assert_eq!(numbers(&mut events, 20).await, all(0..20));
+    hang_the_next_consumer(&proxy);
     proxy.cut();
     bench.tell(20..25).await;
     assert_eq!(numbers(&mut events, 5).await, all(20..25));
+}
+
+#[tokio::test]
+async fn who_asks_for_the_newest_and_is_sent_nothing_gets_it_nevertheless() {
+    let bench = Bench::with(0..1).await;
+    let proxy = Proxy::to(&bench.broker.address()).await;
+    hang_the_next_consumer(&proxy);
+    let behind = through(&proxy.url(), &bench.broker.config());
+    let mut events = Events::open(&behind, Start::Last).await.unwrap();
+    assert_eq!(numbers(&mut events, 1).await, all(0..1));
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use tokio::time::{self, Instant};
 
 use super::place::Position;
 use super::probe;
-use super::watch::{Look, QUIET, SIGN, Watch};
+use super::watch::{Look, QUIET, Watch};
 use crate::link::connection::Link;
 use crate::link::fault::{ANSWER, answered, close};
 use crate::link::io;
@@ -54,7 +54,7 @@ impl Life {
     ) -> Self {
         let watch = Watch::new(position, cancelled, deaf);
         let now = Instant::now();
-        let look_at = now + if watch.proving { SIGN } else { QUIET };
+        let look_at = now + watch.first_look(position);
         Self { channel, stream, unacked: 0, since: now, tag: 0, watch, look_at, look: None }
     }
 

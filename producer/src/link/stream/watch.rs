@@ -77,8 +77,18 @@ impl Watch {
     /// nothing, though there was something.
     pub(super) fn new(position: &Position, cancelled: bool, deaf: u32) -> Self {
         let proving = matches!(position, Position::After { .. });
-        let patience = PROOF * 2_u32.pow(deaf.min(4));
+        let patience = match position {
+            Position::Begin(Start::Last) if deaf == 0 => SIGN,
+            _ => PROOF * 2_u32.pow(deaf.min(4)),
+        };
         Self { proving, cancelled, came: None, patience, sign: None }
+    }
+
+    /// After so much silence it is worth a first look. RabbitMQ shows nothing to who asks for the
+    /// last message of a stream while its first one is being written, until the next one is.
+    pub(super) fn first_look(&self, position: &Position) -> Duration {
+        let newest = matches!(position, Position::Begin(Start::Last));
+        if self.proving || newest { SIGN } else { QUIET }
     }
 
     /// After so much silence it is worth a look.
@@ -241,6 +251,20 @@ mod tests {
         }
         let mut watch = Watch::new(&known(), false, 2);
         assert_eq!(watch.judge(&known(), ends(8)), Finding::Wait(PROOF * 4));
+    }
+
+    #[test]
+    fn who_asks_for_the_newest_and_is_not_given_it_attaches_anew_soon() {
+        let newest = Position::Begin(Start::Last);
+        let mut watch = Watch::new(&newest, false, 0);
+        assert_eq!(watch.first_look(&newest), SIGN);
+        assert_eq!(watch.judge(&newest, Look::Nothing), Finding::Wait(QUIET), "it is empty");
+        assert_eq!(
+            judged(&newest, false, &[ends(0), ends(0)]),
+            [Finding::Wait(SIGN), Finding::Deaf]
+        );
+        let mut watch = Watch::new(&newest, false, 1);
+        assert_eq!(watch.judge(&newest, ends(0)), Finding::Wait(PROOF * 2), "the broker is slow");
     }
 
     #[test]
