@@ -18,6 +18,8 @@ mod options;
 #[cfg(feature = "otel")]
 pub mod otel;
 mod producer;
+/// For our own binaries: any release may change it.
+pub mod program;
 mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;

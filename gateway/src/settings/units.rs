@@ -4,7 +4,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use forebay_producer::Declare;
+use forebay_producer::{Declare, program};
 use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
@@ -22,25 +22,10 @@ pub(super) fn duration<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D
 /// `"10MB"` is ten million bytes, `"10MiB"` is 10 × 2^20.
 pub(super) fn size<'de, D: Deserializer<'de>>(from: D) -> Result<usize, D::Error> {
     let text = String::deserialize(from)?;
-    parse_size(&text).ok_or_else(|| {
+    program::size(&text).ok_or_else(|| {
         let form = r#"write it with its unit, as "500kB", "10MB" or "16MiB""#;
         D::Error::custom(format!("{text:?} is no size; {form}"))
     })
-}
-
-fn parse_size(text: &str) -> Option<usize> {
-    let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
-    let factor: usize = match unit.trim() {
-        "B" => 1,
-        "kB" | "KB" => 1000,
-        "MB" => 1_000_000,
-        "GB" => 1_000_000_000,
-        "KiB" => 1 << 10,
-        "MiB" => 1 << 20,
-        "GiB" => 1 << 30,
-        _ => return None,
-    };
-    digits.parse::<usize>().ok()?.checked_mul(factor).filter(|bytes| *bytes > 0)
 }
 
 /// `"auto"` or `"never"`.
@@ -76,27 +61,5 @@ impl<'de> Visitor<'de> for OneOrMore {
             all.push(text);
         }
         Ok(all)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::parse_size;
-
-    #[test]
-    fn sizes_are_decimal_or_binary_by_their_unit() {
-        for (text, bytes) in [
-            ("10MB", Some(10_000_000)),
-            ("16MiB", Some(16 << 20)),
-            ("500 kB", Some(500_000)),
-            ("1B", Some(1)),
-            ("0MB", None),
-            ("MB", None),
-            ("10", None),
-            ("", None),
-            ("99999999999999999999MB", None),
-        ] {
-            assert_eq!(parse_size(text), bytes, "{text}");
-        }
     }
 }

@@ -4,6 +4,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use forebay_producer::program;
+
 /// Where `forebay-run` answers health checks and scrapes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -34,14 +36,10 @@ impl Default for Listen {
 impl Listen {
     /// Where a program on the same machine asks; `None` if nobody can: it is off, or on any port.
     pub fn asked_at(&self) -> Option<String> {
-        let Self::At(address) = self else { return None };
-        let (host, port) = address.rsplit_once(':')?;
-        let host = match host {
-            "0.0.0.0" => "127.0.0.1",
-            "[::]" => "[::1]",
-            other => other,
-        };
-        (port.parse() != Ok(0_u16)).then(|| format!("{host}:{port}"))
+        match self {
+            Self::Off => None,
+            Self::At(address) => program::asked_at(address),
+        }
     }
 }
 
