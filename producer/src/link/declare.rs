@@ -2,7 +2,7 @@
 //! In: declarations as `wire/topology` builds them. Out: they exist, or an error that names what
 //! does not and the two ways out.
 
-mod aside;
+mod events;
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};

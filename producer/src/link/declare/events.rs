@@ -1,8 +1,8 @@
-//! Sees to it that the stream of events is there, at no cost to the jobs on the same connection.
-//! In: a declarer. Out: the stream is there, or an error; the connection is as it was.
+//! Sees to it that the stream of events is there, for who tells them.
+//! In: a declarer. Out: the stream is there, or an error.
 //!
-//! A broker that cannot make a stream ends the connection that asked for it (541). So it is asked
-//! for over another one, unless a look shows that it is there.
+//! A broker that cannot make a stream ends the connection that asked for it (541), so nobody asks
+//! over one that jobs need.
 
 use std::time::Duration;
 
@@ -13,15 +13,14 @@ use tracing::debug;
 
 use super::{Declarer, Pass, patience};
 use crate::error::TopologyError;
-use crate::link::connection::Link;
-use crate::link::fault::{ANSWER, Fault, answered, close};
-use crate::wire::topology::Declaration;
+use crate::link::fault::{Fault, answered, close};
 
 /// Between two tries of what may be there in a moment.
 const AGAIN: Duration = Duration::from_secs(1);
 
 impl Declarer {
-    /// As [`Declarer::ensure_events`]; but whatever comes of it, the connection stays.
+    /// As [`Declarer::ensure_events`]; but what passes is waited for, and what does not is not tried
+    /// again.
     ///
     /// # Errors
     /// [`TopologyError`], by `deadline` at the latest.
@@ -47,19 +46,15 @@ impl Declarer {
     async fn try_events(&self, deadline: Instant) -> Result<Pass, TopologyError> {
         let config = &self.shared.config;
         let declarations = config.topology().for_events(&config.retention);
-        if !self.has_stream(deadline).await? {
-            let made = self.declare_aside(&declarations, deadline).await?;
-            if !matches!(made, Pass::Done(_)) {
-                return Ok(made);
-            }
-        }
-        // What is there is only compared and bound: if the connection ends, it is not over that.
-        Ok(match self.attempt(&declarations, deadline).await? {
-            Pass::Done(generation) => {
+        let there = self.has_stream(deadline).await?;
+        Ok(match (self.attempt(&declarations, deadline).await?, there) {
+            (Pass::Done(generation), _) => {
                 self.remember(generation, |known| known.events = true);
                 Pass::Done(generation)
             }
-            Pass::Away(error) | Pass::Cut(error) => Pass::Away(error),
+            // What is there is only compared and bound: if the connection ends, it is not over that.
+            (Pass::Cut(error), true) => Pass::Away(error),
+            (other, _) => other,
         })
     }
 
@@ -79,19 +74,5 @@ impl Declarer {
             Err(Fault::Denied(because)) => Err(TopologyError::Denied { what, because }),
             Err(other) => Err(TopologyError::Broker { what, because: other.to_string() }),
         }
-    }
-
-    /// Over a connection of its own, for once.
-    async fn declare_aside(
-        &self,
-        declarations: &[Declaration],
-        deadline: Instant,
-    ) -> Result<Pass, TopologyError> {
-        // Counted with the connection for whose sake it is there.
-        let link = Link::open(&self.shared.config, "publish");
-        let aside = Self::new(link.clone(), &self.shared.config);
-        let declared = aside.attempt(declarations, deadline.min(Instant::now() + ANSWER)).await;
-        link.close().await;
-        declared
     }
 }
